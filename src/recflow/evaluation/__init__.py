@@ -1,0 +1,1 @@
+"""Candidates compared on held-out days, and the gate."""

@@ -1,0 +1,1 @@
+"""Drift of data, features and scores."""

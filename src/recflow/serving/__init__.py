@@ -1,0 +1,1 @@
+"""What the endpoint answers: request and answer types, recommendation, reasons, feedback, the bundle."""

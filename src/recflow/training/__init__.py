@@ -1,0 +1,1 @@
+"""Training sets that know no future, and the fit."""

@@ -1,0 +1,1 @@
+"""Checks on a batch, the quarantine, and the report."""
