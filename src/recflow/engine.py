@@ -28,8 +28,12 @@ def connect(settings: Settings) -> "Backend":
     return backend
 
 
-def read_table(backend: "Backend", storage: Storage, noun: str, days: Sequence[date]) -> "ir.Table":
+def read_table(
+    backend: "Backend", storage: Storage, noun: str, days: Sequence[date], *, union_by_name: bool = False
+) -> "ir.Table":
     """Return the given days of a lake table as an expression, with `event_date`.
+
+    With `union_by_name` a column that only some days have is null on the others.
 
     Raises:
         MissingInput: no day was given.
@@ -38,4 +42,4 @@ def read_table(backend: "Backend", storage: Storage, noun: str, days: Sequence[d
         raise MissingInput(f"{noun}: no day to read. Run the step that makes it first.")
     protocol = "" if storage.lake_uri.startswith("file://") else storage.lake_uri.split("://")[0] + "://"
     files = [protocol + storage.partition_uri(noun, day) for day in days]
-    return backend.read_parquet(files, hive_partitioning=True)
+    return backend.read_parquet(files, hive_partitioning=True, union_by_name=union_by_name)

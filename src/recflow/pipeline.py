@@ -1,7 +1,7 @@
 """THE LINE: one function a step, called alike by the DAGs, the command line and the tests.
 
-    ingest >> validate >> build_features >> materialize          by day or by range of days
-    build_training_set >> train >> evaluate >> watch_drift >> gate >> publish      by the last day of data, `until`
+    ingest >> validate >> build_features >> materialize            a day, or a range of days
+    build_training_set >> train >> evaluate >> watch_drift >> gate >> publish >> confirm_served     `until` a day
 
 Every step holds its own lease, is recorded with its seconds and peak memory, and returns an Artifact.
 """
@@ -19,7 +19,7 @@ from recflow.storage import Artifact, Storage
 
 quiet_third_parties()
 
-Subject = TypeVar("Subject", Days, date)
+Subject = TypeVar("Subject", Days, date, str, None)
 
 
 def _step(function: Callable[[Subject, Settings], Artifact]) -> Callable[[Subject, Settings], Artifact]:
@@ -28,9 +28,136 @@ def _step(function: Callable[[Subject, Settings], Artifact]) -> Callable[[Subjec
     @functools.wraps(function)
     def run(subject: Subject, settings: Settings) -> Artifact:
         name = function.__name__
-        with Storage(settings).lease(name), recorded(settings.home, name, str(subject)) as facts:
+        with Storage(settings).lease(name), recorded(settings.home, name, str(subject or "")) as facts:
             artifact = function(subject, settings)
             facts["output"] = artifact.uri
             return artifact
 
     return run
+
+
+# -- by day or range of days
+
+
+@_step
+def ingest(days: Days, settings: Settings) -> Artifact:
+    """Feed files of the days -> `staged_events` and `staged_items`; see `events.ingest`."""
+    from recflow.events.ingest import ingest
+
+    return ingest(days, settings)
+
+
+@_step
+def validate(days: Days, settings: Settings) -> Artifact:
+    """Staged rows -> `events`, `items` and `quarantine`, or BatchRejected; see `validation.validate`."""
+    from recflow.validation.validate import validate
+
+    return validate(days, settings)
+
+
+@_step
+def build_features(days: Days, settings: Settings) -> Artifact:
+    """Events -> daily snapshots of users and items; see `features.build`."""
+    from recflow.features.build import build_features
+
+    return build_features(days, settings)
+
+
+@_step
+def materialize(days: Days, settings: Settings) -> Artifact:
+    """The last day's snapshots -> Feast's online store; see `features.materialize`."""
+    from recflow.features.materialize import materialize
+
+    return materialize(days, settings)
+
+
+# -- by the last day of data
+
+
+@_step
+def build_training_set(until: date, settings: Settings) -> Artifact:
+    """Events and snapshots through a day -> labelled examples that know no future; see `training.training_set`."""
+    from recflow.training.training_set import build_training_set
+
+    return build_training_set(until, settings)
+
+
+@_step
+def train(until: date, settings: Settings) -> Artifact:
+    """Training set -> every candidate, fitted for the hold-out and for release; see `training.fit`."""
+    from recflow.training.fit import train
+
+    return train(until, settings)
+
+
+@_step
+def evaluate(until: date, settings: Settings) -> Artifact:
+    """Candidates and the live champion on the held-out days -> figures and a report; see `evaluation.evaluate`."""
+    from recflow.evaluation.evaluate import evaluate
+    from recflow.registry.versions import champion
+
+    return evaluate(until, champion(settings), settings)
+
+
+@_step
+def watch_drift(until: date, settings: Settings) -> Artifact:
+    """Champion's training window against the last days -> a verdict and a report; see `monitoring.drift`."""
+    from recflow.monitoring.drift import watch_drift
+    from recflow.registry.versions import champion
+
+    return watch_drift(until, champion(settings), settings)
+
+
+@_step
+def gate(until: date, settings: Settings) -> Artifact:
+    """Figures and drift -> a verdict in sentences on the best candidate; see `evaluation.gate`."""
+    from recflow.evaluation.gate import gate
+
+    return gate(until, settings)
+
+
+@_step
+def publish(until: date, settings: Settings) -> Artifact:
+    """Gated candidate -> bundle, version, alias `champion`; see `serving.bundle` and `registry.versions`."""
+    from recflow.registry import versions
+    from recflow.serving.bundle import build_bundle, load_bundle
+
+    bundle = build_bundle(until, settings)
+    version = versions.publish(bundle, settings, check=load_bundle)
+    return Artifact(bundle.uri, {**bundle.manifest, "version": version})
+
+
+@_step
+def confirm_served(version: str, settings: Settings) -> Artifact:
+    """Ask the endpoint, where one runs, until it answers from the version; see `serving.confirm`."""
+    from recflow.serving.confirm import confirm_served
+
+    return confirm_served(version, settings)
+
+
+@_step
+def rollback(version: str | None, settings: Settings) -> Artifact:
+    """The version before, or the named one -> alias `champion`; see `registry.versions`."""
+    from recflow.registry import versions
+    from recflow.serving.bundle import load_bundle
+
+    champion = versions.rollback(version, settings, check=load_bundle)
+    return Artifact(str(champion.folder), {"version": champion.version})
+
+
+# -- many steps
+
+DAILY: tuple[Callable[[Days, Settings], Artifact], ...] = (ingest, validate, build_features, materialize)
+MODEL: tuple[Callable[[date, Settings], Artifact], ...] = (build_training_set, train, evaluate, watch_drift, gate)
+
+
+def prepare(days: Days, settings: Settings) -> Artifact:
+    """Walk the daily steps for a day or, in bulk, for a range; return the last step's artifact."""
+    return [step(days, settings) for step in DAILY][-1]
+
+
+def line(days: Days, settings: Settings) -> Artifact:
+    """Walk the whole line in bulk; publish if the gate passes, else return the verdict and keep the champion."""
+    prepare(days, settings)
+    verdict = [step(days.end, settings) for step in MODEL][-1]
+    return publish(days.end, settings) if verdict.manifest["passed"] else verdict

@@ -8,10 +8,12 @@ import difflib
 import functools
 import os
 import tomllib
+import zoneinfo
+from datetime import date
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from recflow.errors import SettingsError
@@ -30,35 +32,159 @@ class FeedSettings(_Section):
 
     source: Literal["online-retail", "jsonl"] = "online-retail"
     path: Path | None = None  # folder of daily files; default: what `recflow data fetch` took
+    # Bytes; a longer line can't be an invoice line or an event (hundreds of bytes), so the file has lost its line ends.
+    max_line_bytes: int = Field(default=65_536, ge=1024)
 
 
 class ValidationSettings(_Section):
-    """Thresholds of the row and batch rules."""
+    """Thresholds of the row and batch rules.
+
+    "Seen" is what 297 days of Online Retail show (516,384 lines, Dec 2010 to Nov 2011).
+    """
+
+    # Item codes that are no products, as regular expressions that match a whole code, in any case: postage,
+    # carriage, manual lines, discounts, samples, fees, bad debt, charity, packing, vouchers, party bags, tests.
+    not_products: tuple[str, ...] = (
+        "POST", "DOT", "M", "D", "C2", "S", "B", "A", "BANK CHARGES", "AMAZONFEE", "CRUK", "PADS",
+        r"GIFT_\d{4}_\d+", "DCGS.*", "ADJUST.*", "TEST.*",
+    )  # fmt: skip
+    max_unit_price: float = Field(default=100_000, gt=0)  # in the feed's currency; seen: 649.50 for a product
+    max_quantity: int = Field(default=1_000_000, gt=0)  # pieces in one line; seen: 74,215
+    # Pieces of one line: 1,000, for at that size a mistyped order outweighs its item's month; smaller ones stay, as
+    # a purchase and a return, for customers do change their minds.
+    cancelled_at_once_quantity: int = Field(default=1_000, ge=1)
+    cancelled_at_once_minutes: int = Field(default=60, ge=1)  # from order to cancellation; seen: 16
+    volume_days: int = Field(default=28, ge=1)  # days with events whose median is a source's usual volume: four weeks
+    min_volume_days: int = Field(default=7, ge=1)  # earlier days with events below which volume isn't judged: a week
+    min_volume_ratio: float = Field(default=0.05, ge=0)  # of the usual volume; seen: 0.13 (before Christmas)
+    max_volume_ratio: float = Field(default=5.0, gt=0)  # of the usual volume; seen: 2.54
+    max_null_user_share: float = Field(default=0.95, ge=0, le=1)  # of a day's rows; seen: 0.875
+    max_quarantined_share: float = Field(default=0.4, ge=0, le=1)  # of a day's rows; seen: 0.23 (a stocktaking)
+    max_other_day_share: float = Field(default=0.01, ge=0, le=1)  # of a day's rows; seen: 0. Clocks at midnight differ
+    min_share_rows: int = Field(default=10, ge=1)  # rows of a day below which a share says nothing
+    # Sources that say what visitors did, not what the shop sold: their volume follows the traffic, visitors are often
+    # anonymous, browsers send an event twice. None of this may stop the shop's own sales: such rows are quarantined
+    # and counted, and only a wrong schema or another day's rows stop the batch.
+    unsteady_sources: tuple[str, ...] = ("storefront",)
 
 
 class FeatureSettings(_Section):
     """What the feature store holds."""
 
     history_length: int = Field(default=100, ge=1, le=1000)  # the user's last events kept for the model
+    # Days that a backfill computes in one pass; fewer need less memory. A year of a shop with 4,000 users: 1 GB.
+    bulk_days: int = Field(default=366, ge=1)
 
 
 class TrainingSettings(_Section):
     """How the sequence model learns."""
 
-    seed: int = 0
-    holdout_days: int = Field(default=9, ge=1)  # the last days before `until`: kept for evaluation
+    seed: int = Field(default=0, ge=0)
+    holdout_days: int = Field(default=9, ge=1)  # the last days before `until`: kept for evaluation; window of targets
+    cut_every_days: int = Field(default=7, ge=1)  # days between training windows; a week: all have the same weekdays
+    max_windows: int = Field(default=40, ge=1)  # latest training windows that are kept; older tastes tell little
+    min_examples: int = Field(default=20, ge=1)  # shoppers who bought in a window; fewer teach nothing but noise
+
+    popularity_days: float = Field(default=30, gt=0)  # window of the popularity baseline and of every back-off
+    repeat_half_life_days: float = Field(default=60, gt=0)  # age at which a purchase counts half for a repeat
+    knn_neighbours: int = Field(default=100, ge=1)  # kept for each item
+    knn_shrinkage: float = Field(default=10.0, ge=0)  # pulls similarities of rarely bought items to 0
+    ease_regularization: float = Field(default=300.0, gt=0)  # lambda of Steck 2019, in users
+    ease_recency_days: float = Field(default=45, gt=0)  # window of the popularity that weights `ease_recent`
+    ease_max_items: int = Field(default=8000, ge=1)  # most wanted items that take part: memory is their square, 256 MB
+
+    text_encoder: str = "wordllama"  # or a sentence-transformers model that lies on this machine
+    accelerator: str = "auto"  # Lightning's name: auto, cpu, gpu, ...
+    embedding_size: int = Field(default=64, ge=8)  # width of items and of the sequence; a multiple of `heads`
+    sequence_length: int = Field(default=64, ge=1)  # newest events the transformer reads, of features.history_length
+    layers: int = Field(default=1, ge=0)  # full self-attention layers below the one that reads the history out
+    heads: int = Field(default=2, ge=1)
+    dropout: float = Field(default=0.2, ge=0, lt=1)
+    learning_rate: float = Field(default=2e-3, gt=0)  # peak of AdamW's, after a warm-up of a tenth of the first epoch
+    weight_decay: float = Field(default=0.01, ge=0)
+    batch_size: int = Field(default=256, ge=1)  # shoppers of one cut that are learned from together
+    max_epochs: int = Field(default=8, ge=1)
+    patience: int = Field(default=2, ge=1)  # epochs without a better validation figure before it stops
 
 
 class EvaluationSettings(_Section):
     """What the gate's figures are made of."""
 
+    # List lengths; 10 and 20 are always among them, for the gate reads ndcg_at_10 and recall_at_20.
+    ks: tuple[int, ...] = (10, 20)
+    resamples: int = Field(default=1000, ge=100)  # of the bootstrap; ends of a 95 % interval then vary by some 3 %
+    confidence: float = Field(default=0.95, gt=0.5, lt=1)  # share of the resampled means between an interval's ends
+    seed: int = Field(default=0, ge=0)  # of the resampling
+    baselines: tuple[str, ...] = ("popularity", "repeat_purchase", "item_knn", "ease")  # by candidate name
+    cold_item_buyers: int = Field(default=5, ge=1)  # an item with fewer buyers before the hold-out is cold
+
 
 class GateSettings(_Section):
-    """Thresholds of the gate's rules."""
+    """Thresholds of the gate's rules; losses are shares of what they are held against."""
+
+    min_users: int = Field(default=30, ge=1)  # evaluated, on each task; below that a mean is one shopper's whim
+    min_ndcg_any: float = Field(default=0.05, ge=0)
+    min_ndcg_new: float = Field(default=0.01, ge=0)
+    max_loss_to_popularity: float = Field(default=0.05, ge=0, lt=1)  # of ndcg_at_10 on either task
+    min_coverage: float = Field(default=0.01, ge=0, le=1)  # coverage_at_20, of the catalogue
+    max_loss_to_champion: float = Field(default=0.05, ge=0, lt=1)
+    max_slice_loss: float = Field(default=0.1, ge=0, lt=1)
+    min_slice_users: int = Field(default=30, ge=1)
+    max_coverage_loss: float = Field(default=0.5, ge=0, le=1)
 
 
 class DriftSettings(_Section):
-    """Effect sizes from which a verdict is warn, retrain or block."""
+    """Effect sizes from which a verdict is warn, retrain or block.
+
+    Checked on Online Retail: at the month ends from March to September 2011 at most 2 of 45 judged columns move against
+    the twelve weeks before and the volume by a factor below 1.4. At the end of November the volume moves by 1.7 against
+    autumn, and against summer 16 columns and the volume (2.3) move.
+    """
+
+    seed: int = 0  # of the samples
+    sample_rows: int = Field(default=5_000, ge=100)  # rows a side and table: two such samples differ by PSI 0.006
+    sample_users: int = Field(default=1_000, ge=10)  # shoppers a side whose scores are compared
+    score_k: int = Field(default=20, ge=1)  # best scores of a shopper that are compared
+    min_rows: int = Field(default=200, ge=10)  # rows a side; a column with fewer isn't judged
+
+    # Whole weeks, so that both sides have the same weekdays.
+    current_days: int = Field(default=28, ge=7, multiple_of=7)  # the last days: fewer, and one holiday is drift
+    reference_days: int = Field(default=84, ge=7, multiple_of=7)  # at most, before the current days: what was learned
+
+    # PSI, numbers: 0.1 and 0.25 are the customary bounds (Siddiqi, Credit Risk Scorecards, Wiley 2006).
+    psi_moved: float = Field(default=0.1, gt=0)
+    psi_far: float = Field(default=0.25, gt=0)
+    # Jensen-Shannon distance (natural logarithm, 0 to 0.83), categories: 0.1 is Evidently's default.
+    js_moved: float = Field(default=0.1, gt=0)
+    js_far: float = Field(default=0.2, gt=0)
+    # Difference of the share of missing values, 0 to 1: as a total variation distance of missing against present.
+    missing_moved: float = Field(default=0.1, gt=0, le=1)
+    missing_far: float = Field(default=0.25, gt=0, le=1)
+    # Share of missing values on the newest day, where it was below half of that: the column is gone.
+    missing_broken: float = Field(default=0.95, gt=0, le=1)
+    # Events an open day, as the factor between reference and current, up or down.
+    volume_moved: float = Field(default=1.5, gt=1)
+    volume_far: float = Field(default=2.0, gt=1)
+    volume_broken: float = Field(default=10.0, gt=1)  # downwards only, in the newest week
+    main_event_share: float = Field(default=0.01, ge=0, le=1)  # of the main event type, newest week; below: it is gone
+
+    # Share of the judged columns that moved (see monitoring/verdict.py for the rules).
+    warn_share: float = Field(default=0.05, gt=0, le=1)
+    retrain_share: float = Field(default=0.2, gt=0, le=1)
+
+    # Of the shop's clock, which hours and weekdays are read from: in UTC they move whenever clocks are put forward or
+    # back. The default is Online Retail's.
+    time_zone: str = "Europe/London"
+    # A pattern of column names that are shown and not judged, since they grow with the shop's age alone: lifetime
+    # sums, ages, gaps, and what was bought for the first time or again, ever.
+    growing: str = r"_lifetime(_|$)|_age(_|$)|_gap(_|$)|_new_|_repeat_"
+
+    @field_validator("time_zone")
+    @classmethod
+    def _is_a_time_zone(cls, name: str) -> str:
+        if name not in zoneinfo.available_timezones():
+            raise ValueError("should be a name of the IANA time zone database, such as Europe/London")
+        return name
 
 
 class RegistrySettings(_Section):
@@ -66,6 +192,11 @@ class RegistrySettings(_Section):
 
     keep_versions: int = Field(default=3, ge=3)
     require_approval: bool = False
+    tracking_uri: str | None = None  # an MLflow server or a database; default: sqlite below <home>/mlflow.db
+    artifact_uri: str | None = None  # where versions' files lie, read at first use; default: <home>/mlartifacts
+    experiment: str = "recflow"  # the MLflow experiment that all runs stand in
+    model_name: str = Field(default="recommender", pattern=r"^[A-Za-z0-9_-]+$")  # in MLflow's model registry
+    lock_seconds: float = Field(default=120.0, ge=0)  # how long a publisher waits for another one to finish
 
 
 class ServingSettings(_Section):
@@ -73,6 +204,34 @@ class ServingSettings(_Section):
 
     host: str = "127.0.0.1"
     port: int = Field(default=3000, ge=0, le=65535)  # 0: a free one
+    workers: int = Field(default=1, ge=1)  # server processes; one is enough until a core is full
+    confirm_seconds: float = Field(default=15.0, gt=0)  # a promotion not served by then has failed: 15 polls
+    poll_seconds: float = Field(default=1.0, gt=0)  # between two looks at the champion alias; one small query each
+    store_budget_ms: float = Field(default=150.0, gt=0)  # for the user's row; then without: a read takes 0.5 ms at p50
+    store_retry_seconds: float = Field(default=5.0, ge=0)  # the store is left alone for so long after it failed
+    drain_seconds: float = Field(default=1.0, ge=0)  # not ready but still answering, so that balancers turn away
+    max_body_bytes: int = Field(default=1_048_576, ge=1024)  # 1,000 events with every field take 0.5 MB
+    max_future_seconds: float = Field(default=300.0, ge=0)  # clocks of shops go wrong by less; later events: refused
+    feedback_days: int = Field(default=7, ge=1)  # newest days of feedback whose ids and events are held in memory
+    session_users: int = Field(default=100_000, ge=1)  # shoppers whose events since the snapshot are held in memory
+    neighbours: int = Field(default=20, ge=1)  # items bought together kept per item
+    min_customers_together: int = Field(default=2, ge=1)  # fewer customers bought both: chance, and it would name them
+    popularity_days: int = Field(default=30, ge=1)  # window of the popularity tables: a month, as in the reasons
+    min_title_similarity: float = Field(default=0.6, gt=0, le=1)  # cosine from which a reason says "like": see titles
+    blocked_item_ids: tuple[str, ...] = ()  # never shown, whatever the model says
+
+
+class OrchestrationSettings(_Section):
+    """When the line runs by itself, and who is told when it stops."""
+
+    first_day: date = date(2010, 12, 1)  # the feed's first day: `prepare_data` catches up from there
+    last_day: date | None = None  # the feed's last day, where it has one: nothing is scheduled after it
+    retrain_every_days: int = Field(default=7, ge=1)  # of data since the last verdict: a shop's week is its cycle
+    first_training_days: int = Field(default=30, ge=1)  # of data before the first model: a month shows who buys again
+    dags_dir: Path | None = None  # folder of the DAG files; default: `dags/` beside `src/`
+    port: int = Field(default=8080, ge=0, le=65535)  # of Airflow's web page and REST, loopback only; 0: a free one
+    page_command: str | None = None  # run for each failed task, with the paragraph on stdin; e.g. `mail -s recflow ops`
+    page_timeout_seconds: float = Field(default=30.0, gt=0)  # then the command is ended: it must not hold up a worker
 
 
 class Settings(BaseSettings):
@@ -90,7 +249,6 @@ class Settings(BaseSettings):
     lake_uri: str | None = None  # file://, s3://, gs://; default: <home>/lake
     engine: Literal["duckdb"] = "duckdb"
     online_retail_dir: Path | None = None  # where `recflow data fetch online-retail` looks first
-    debug: bool = False  # tracebacks on the command line
 
     feed: FeedSettings = FeedSettings()
     validation: ValidationSettings = ValidationSettings()
@@ -101,6 +259,7 @@ class Settings(BaseSettings):
     drift: DriftSettings = DriftSettings()
     registry: RegistrySettings = RegistrySettings()
     serving: ServingSettings = ServingSettings()
+    orchestration: OrchestrationSettings = OrchestrationSettings()
 
     @classmethod
     def settings_customise_sources(

@@ -15,6 +15,16 @@ from numpy.typing import NDArray
 from recflow.schema import EVENT_TYPES
 
 PURCHASE = EVENT_TYPES.index("purchase")
+RETURN = EVENT_TYPES.index("return")
+
+# What a history is made of. Impressions are what the shop did, searches and reviews name no choice of an item.
+HISTORY_EVENT_TYPES = ("purchase", "return", "view", "click", "add_to_cart")
+
+# How strongly an event says that a shopper wants an item, by index into schema.EVENT_TYPES. A basket is close to a
+# purchase, a look is not; a return takes nothing back: the item was wanted once.
+PREFERENCE = np.zeros(len(EVENT_TYPES), np.float32)
+for _event_type, _weight in {"purchase": 1.0, "add_to_cart": 0.5, "click": 0.2, "view": 0.2}.items():
+    PREFERENCE[EVENT_TYPES.index(_event_type)] = _weight
 
 
 @dataclass(frozen=True)
@@ -108,6 +118,16 @@ def top_k(
     items = np.take_along_axis(best, order, axis=1).astype(np.int32)
     values = np.take_along_axis(values, order, axis=1).astype(np.float32)
     return np.where(np.isneginf(values), -1, items).astype(np.int32), values
+
+
+def preferences(context: Context) -> NDArray[np.float32]:  # (B, V)
+    """Return how strongly each shopper has wanted each item, 0 to 1: the strongest event of the history counts."""
+    n_items = len(context.item_features)
+    wanted = np.zeros((len(context), n_items + 1), np.float32)
+    rows = np.broadcast_to(np.arange(len(context))[:, None], context.items.shape)
+    # +1: column 0 takes the padding
+    np.maximum.at(wanted, (rows, context.items), PREFERENCE[context.event_types])
+    return wanted[:, 1:]
 
 
 def history_mask(context: Context) -> NDArray[np.bool_]:  # (B, V)

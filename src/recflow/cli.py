@@ -1,0 +1,400 @@
+"""`recflow`: a verb a step, and the few that watch over them. Every failure is one paragraph and a non-zero exit."""
+
+import sys
+from collections.abc import Callable
+from datetime import date
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Never
+
+import typer
+
+from recflow.errors import RecflowError
+
+if TYPE_CHECKING:
+    from recflow.schema import Days
+    from recflow.settings import Settings
+
+# rich's tracebacks show local variables, among them people's data.
+app = typer.Typer(
+    help="Daily sales files in, a gated recommendation model that answers out.",
+    epilog="Settings: RECFLOW_* in the environment or recflow.toml. State: RECFLOW_HOME (default ./var).",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+data_app = typer.Typer(help="Get a data set.", no_args_is_help=True)
+models_app = typer.Typer(help="Versions: what is served, and what was.", no_args_is_help=True)
+quarantine_app = typer.Typer(help="Rows that broke a rule: see them, mend them, put them back.", no_args_is_help=True)
+bench_app = typer.Typer(help="Measure speed claims on this machine.", no_args_is_help=True)
+features_app = typer.Typer(help="Features of the model, as Feast knows them.", no_args_is_help=True)
+for name, group in {
+    "data": data_app,
+    "models": models_app,
+    "quarantine": quarantine_app,
+    "bench": bench_app,
+    "features": features_app,
+}.items():
+    app.add_typer(group, name=name)
+
+
+class Source(StrEnum):
+    """The feeds that have an adapter."""
+
+    online_retail = "online-retail"
+    jsonl = "jsonl"
+
+
+class Step(StrEnum):
+    """The steps of the line, in its order."""
+
+    ingest = "ingest"
+    validate = "validate"
+    build_features = "build_features"
+    materialize = "materialize"
+    build_training_set = "build_training_set"
+    train = "train"
+    evaluate = "evaluate"
+    watch_drift = "watch_drift"
+    gate = "gate"
+    publish = "publish"
+
+
+def _day(text: str) -> date:
+    try:
+        return date.fromisoformat(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"'{text}' is no day; write it as 2011-11-30.") from error
+
+
+DayOption = Annotated[date | None, typer.Option(parser=_day, metavar="YYYY-MM-DD", show_default=False)]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+# -- the line
+
+
+@app.command()
+def demo(
+    json: Annotated[Path | None, typer.Option(help="Also write the summary to this file.")] = None,
+    keep: Annotated[bool, typer.Option(help="Leave the endpoint running and print its addresses.")] = False,
+) -> None:
+    """Run everything once, through Airflow, and ask the endpoint for recommendations.
+
+    Takes the Online Retail data where it finds them (see `recflow data fetch`), else simulates a shop.
+    """
+    from recflow.demo import demo
+
+    demo(_settings(), json_path=json, keep=keep)
+
+
+@app.command()
+def run(
+    step: Annotated[Step, typer.Argument(help="The step, by its name.")],
+    day: Annotated[date | None, typer.Option("--date", parser=_day, metavar="YYYY-MM-DD", help="One day.")] = None,
+    start: DayOption = None,
+    end: DayOption = None,
+    until: DayOption = None,
+) -> None:
+    """Run one step of the line: by day (ingest to materialize), or by the last day of data (the others).
+
+    Examples: `recflow run ingest --date 2011-03-01`, `recflow run train --until 2011-11-30`.
+    """
+    from recflow import pipeline
+
+    function: Callable[..., Any] = getattr(pipeline, step.value)
+    if function in pipeline.DAILY:
+        if until is not None:
+            _usage(f"{step.value} goes by day: --date D, or --start D --end D.")
+        _done(function(_days(day, start, end), _settings()))
+    elif until is None or any((day, start, end)):
+        _usage(f"{step.value} goes by the last day of data: --until D.")
+    else:
+        _done(function(until, _settings()))
+
+
+@app.command()
+def line(
+    until: Annotated[date, typer.Option(parser=_day, metavar="YYYY-MM-DD", help="Last day of data, inclusive.")],
+    source: Annotated[Source, typer.Option(help="The feed's shape.")] = Source.online_retail,
+    data: Annotated[Path | None, typer.Option(help="Folder of daily files; default: what `data fetch` took.")] = None,
+    start: DayOption = None,
+) -> None:
+    """Run all steps in bulk, from the first file of the feed up to a promoted model, without Airflow."""
+    from recflow import pipeline
+    from recflow.events.ingest import feed_start
+    from recflow.schema import Days
+
+    feed = {"source": source.value, **({"path": str(data)} if data else {})}
+    settings = _settings(feed=feed)
+    artifact = pipeline.line(Days(start or feed_start(settings), until), settings)
+    for sentence in artifact.manifest.get("sentences", []):
+        _say(sentence)
+    if "version" not in artifact.manifest:
+        raise RecflowError(f"No version was promoted: the gate rejected the candidate; see {artifact.uri}.")
+    _done(artifact)
+
+
+# -- answers
+
+
+@app.command()
+def recommend(
+    out: Annotated[Path, typer.Option(help="Parquet file to write: user_id, item_id, rank, score.")],
+    users: Annotated[Path | None, typer.Option(help="Text file with a user id a line.")] = None,
+    all_users: Annotated[bool, typer.Option("--all", help="Every user known.")] = False,
+    k: Annotated[int, typer.Option("-k", min=1, max=10_000, help="Items a user.")] = 20,
+    new_only: Annotated[bool, typer.Option(help="Leave out what the user bought before.")] = False,
+) -> None:
+    """Recommend in batch from the champion."""
+    if (users is None) != all_users:
+        _usage("Give either --users FILE or --all.")
+    from recflow.serving.batch import recommend_batch, write_batch
+
+    wanted = None if users is None else _lines(users)
+    write_batch(recommend_batch(wanted, k=k, new_only=new_only, settings=_settings()), out)
+    _say(str(out))
+
+
+@app.command()
+def serve(
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="Default: settings, 3000; 0: a free one.")] = None,
+) -> None:
+    """Serve the champion over HTTP until Ctrl-C."""
+    from recflow.serving.server import serve
+
+    settings = _settings()
+    serve(settings, port=settings.serving.port if port is None else port)
+
+
+# -- data
+
+
+@data_app.command("fetch")
+def fetch(
+    name: Annotated[str, typer.Argument(help="online-retail")] = "online-retail",
+    source_dir: Annotated[Path | None, typer.Option("--from", help="Folder of daily CSVs to take.")] = None,
+) -> None:
+    """Find or download a data set and say which copy was taken.
+
+    Order: --from or RECFLOW_ONLINE_RETAIL_DIR; ../shared/data/online_retail beside the checkout; the UCI download.
+    """
+    if name != "online-retail":
+        _usage(f"No data set '{name}'; there is: online-retail.")
+    from recflow.events.fetch import fetch_online_retail
+
+    found = fetch_online_retail(_settings(), source_dir)
+    _say(f"{found.which}: {found.path} ({found.days} days, {found.lines} lines)")
+
+
+@app.command()
+def simulate(
+    out: Annotated[Path, typer.Option(help="Folder to write: events/, items/, truth/.")],
+    days: Annotated[int, typer.Option(min=1)] = 120,
+    users: Annotated[int, typer.Option(min=1)] = 2000,
+    items: Annotated[int, typer.Option(min=10)] = 1000,
+    seed: int = 0,
+) -> None:
+    """Make a shop: shoppers with tastes, repeat needs and sessions, as a JSON Lines feed."""
+    from recflow.events.simulator import simulate
+
+    counts = simulate(out, days=days, users=users, items=items, seed=seed)
+    _say(", ".join(f"{value} {key}" for key, value in counts.items()))
+
+
+# -- quarantine
+
+
+@quarantine_app.command("list")
+def quarantine_list(json: JsonOption = False) -> None:
+    """Count the rows in quarantine by day and rule."""
+    from recflow.validation.quarantine import list_quarantine
+
+    _table(list_quarantine(_settings()), as_json=json)
+
+
+@quarantine_app.command("show")
+def quarantine_show(
+    day: Annotated[date, typer.Option("--date", parser=_day, metavar="YYYY-MM-DD")],
+    rule: Annotated[str | None, typer.Option(help="Only this rule's rows.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the rows to mend and replay as JSON Lines.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Rows printed.")] = 20,
+) -> None:
+    """Show a day's rows as they came, with the rule that each broke."""
+    from recflow.validation.quarantine import show_quarantine
+
+    rows = show_quarantine(day, _settings(), rule=rule, out=out)
+    _table(rows[:limit])
+    _say(f"{len(rows)} rows" + (f", written to {out}" if out else ""))
+
+
+@quarantine_app.command("replay")
+def quarantine_replay(file: Annotated[Path, typer.Argument(help="Mended rows, as `show --out` wrote them.")]) -> None:
+    """Put mended rows back and run their days through to the online store again."""
+    from recflow import pipeline
+
+    _say(pipeline.replay(file, _settings()))
+
+
+# -- versions
+
+
+@models_app.command("list")
+def models_list(json: JsonOption = False) -> None:
+    """List all versions, the newest first, and which one is served."""
+    from recflow.registry.versions import list_versions
+
+    _table(list_versions(_settings()), as_json=json)
+
+
+@models_app.command("show")
+def models_show(version: Annotated[str, typer.Argument(help="A version's number, or `champion`.")]) -> None:
+    """Show a version's data, figures and verdict."""
+    from recflow.registry.versions import show
+
+    _print_json(show(version, _settings()))
+
+
+@models_app.command("promote")
+def models_promote(version: Annotated[str, typer.Argument(help="A version's number.")]) -> None:
+    """Serve a version, whatever the gate said of it; it must load and answer its probe."""
+    from recflow.registry import versions
+    from recflow.serving.bundle import load_bundle
+
+    promoted = versions.promote(version, _settings(), check=load_bundle)
+    _say(f"Version {promoted.version} is the champion; endpoints follow within seconds.")
+
+
+@models_app.command("rollback")
+def models_rollback(version: Annotated[str | None, typer.Argument(help="Default: the one before.")] = None) -> None:
+    """Serve the version before, or a named one, again."""
+    from recflow import pipeline
+
+    _say(f"Version {pipeline.rollback(version, _settings()).manifest['version']} is the champion again.")
+
+
+# -- features and speed
+
+
+@features_app.command("list")
+def features_list(json: JsonOption = False) -> None:
+    """List the features of the model's feature service by entity."""
+    from recflow.featurestore import feature_names
+
+    settings = _settings()
+    rows = [
+        {"entity": entity, "feature": feature}
+        for entity in ("user", "item")
+        for feature in feature_names(settings, entity)
+    ]
+    _table(rows, as_json=json)
+
+
+@bench_app.command("daily")
+def bench_daily(json: Annotated[Path | None, typer.Option(help="Also write the figures to this file.")] = None) -> None:
+    """Time one more day's ingest to materialize with 30 and with 300 days of history, in turn, and print the ratio."""
+    from recflow.bench import bench_daily
+
+    _table(bench_daily(_settings(), json_path=json))
+
+
+# -- how it speaks
+
+
+@app.callback()
+def _common(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and every log line.")] = False,
+) -> None:
+    from recflow.console import quiet_third_parties, show_log
+
+    _Options.debug = debug
+    quiet_third_parties()
+    show_log(verbose=debug)
+
+
+class _Options:
+    """What the options before the verb said."""
+
+    debug = False
+
+
+def main() -> Never:
+    """Run the command line; errors end it with one paragraph on stderr and a non-zero exit."""
+    try:
+        app()
+    except RecflowError as error:
+        _fail(error, str(error), error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        sentence = f"{type(error).__name__}: {error}".splitlines()[0]
+        _fail(error, f"Unexpected failure: {sentence} Run again with `recflow --debug ...` for the traceback.", 1)
+    sys.exit(0)
+
+
+def _fail(error: BaseException, paragraph: str, code: int) -> Never:
+    if _Options.debug:
+        import traceback
+
+        traceback.print_exception(error)
+    typer.echo(f"recflow: {paragraph}", err=True)
+    sys.exit(code)
+
+
+def _settings(**overrides: Any) -> "Settings":
+    from recflow.settings import load_settings
+
+    return load_settings(**overrides)
+
+
+def _days(day: date | None, start: date | None, end: date | None) -> "Days":
+    from recflow.schema import Days
+
+    if day is not None and start is None and end is None:
+        return Days.one(day)
+    if day is None and start is not None and end is not None:
+        if start > end:
+            _usage(f"--start {start} lies after --end {end}.")
+        return Days(start, end)
+    return _usage("Give --date D, or --start D and --end D.")
+
+
+def _usage(sentence: str) -> Never:
+    raise typer.BadParameter(sentence)
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        return [text for text in file.read_text(encoding="utf-8").splitlines() if text.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecflowError(f"{file}: can't be read as UTF-8 text with a user id a line ({error}).") from error
+
+
+def _done(artifact: Any) -> None:
+    _say(artifact.uri)
+
+
+def _say(text: str) -> None:
+    typer.echo(text)
+
+
+def _print_json(content: Any) -> None:
+    import json
+
+    typer.echo(json.dumps(content, indent=2, default=str))
+
+
+def _table(rows: list[dict[str, Any]], *, as_json: bool = False) -> None:
+    if as_json:
+        _print_json(rows)
+    elif not rows:
+        typer.echo("None.")
+    else:
+        from rich.console import Console
+        from rich.table import Table
+
+        table = Table(*rows[0])
+        for row in rows:
+            table.add_row(*(str(value) for value in row.values()))
+        Console().print(table)

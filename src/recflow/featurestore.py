@@ -1,0 +1,456 @@
+"""Feast: the registry of feature views, the online store, point-in-time joins. No other file imports it.
+
+`feature_repo/` declares the same objects by the same functions, for Feast's own command line. Everything lies below
+`<home>/feast/`: `registry.db`, `online.db` and `materialized.json`, which says what the online store holds.
+
+Two of Feast's ways are not taken, both tried and measured (infra/adr):
+
+- `materialize` reads the whole source and filters it by time, so a day costs by the history, and it puts the view into
+  a state in which reads are refused. Here the day's snapshot alone is written, view by view, each in one transaction;
+  then it is recorded in the registry as a materialization.
+- SQLite's default journal lets a writer block readers; write-ahead logging doesn't.
+"""
+
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import date, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
+
+import pyarrow as pa
+
+from recflow.errors import FeatureError, MissingInput
+from recflow.schema import day_end
+from recflow.settings import Settings
+from recflow.storage import Storage, write_json
+
+if TYPE_CHECKING:
+    import feast
+    import numpy as np
+    import pandas as pd
+    from numpy.typing import NDArray
+
+PROJECT: Final = "recflow"
+FEATURE_SERVICE: Final = "recommender_v1"
+ENTITIES: Final = {"user_id": "user", "item_id": "item"}  # id's column -> entity
+
+_BATCH = 500  # users of one request: SQLite takes some thousand parameters, and memory stays flat
+_LEASE_SECONDS = 60.0
+
+
+class View(NamedTuple):
+    """A table of the lake as a feature view; features as the expressions yield them."""
+
+    name: str
+    entity: str  # the id's column
+    features: Mapping[str, pa.DataType]
+    changes_only: bool = False  # a day holds only the entities that changed, not all; no created_timestamp
+
+
+class OnlineUser(NamedTuple):
+    """What the online store knows of a user; of a stranger, features of None and an empty history."""
+
+    features: dict[str, Any]
+    item_ids: list[str]
+    event_types: list[str]
+    timestamps_us: list[int]
+    quantities: list[float]
+
+
+# -- definitions
+
+
+def repo_config(settings: Settings) -> "feast.RepoConfig":
+    """Return the configuration that `feature_repo/feature_store.yaml` spells out for Feast's command line."""
+    from feast import RepoConfig
+
+    folder = _folder(settings)
+    return RepoConfig(
+        project=PROJECT,
+        provider="local",
+        # No expiry: whoever reads keeps the registry that was in force when it was opened.
+        registry={"path": str(folder / "registry.db"), "cache_ttl_seconds": 0},
+        offline_store={"type": "duckdb"},
+        online_store={"type": "sqlite", "path": str(folder / "online.db")},
+        entity_key_serialization_version=3,
+        repo_path=str(folder),
+    )
+
+
+def entity(id_column: str) -> "feast.Entity":
+    """Return the entity that an id's column names."""
+    from feast import Entity, ValueType
+
+    return Entity(name=ENTITIES[id_column], join_keys=[id_column], value_type=ValueType.STRING)
+
+
+def data_source(view: View, settings: Settings) -> "feast.FileSource":
+    """Return the lake's table as Feast reads it."""
+    from feast import FileSource
+    from feast.data_format import ParquetFormat
+
+    storage = Storage(settings)
+    root = storage.table_uri(view.name) if _is_local(storage) else f"{storage.lake_uri}/{view.name}"
+    return FileSource(
+        name=view.name,
+        path=f"{root}/event_date=*/part-0.parquet",
+        file_format=ParquetFormat(),
+        timestamp_field="event_timestamp",
+        created_timestamp_column="" if view.changes_only else "created_timestamp",
+    )
+
+
+def feature_view(view: View, owner: "feast.Entity", source: "feast.FileSource") -> "feast.FeatureView":
+    """Return the view with its schema taken from the features' types."""
+    from feast import FeatureView, Field
+    from feast.type_map import pa_to_feast_value_type
+    from feast.types import String, from_value_type
+
+    types = {name: from_value_type(pa_to_feast_value_type(str(kind))) for name, kind in view.features.items()}
+    return FeatureView(
+        name=view.name,
+        entities=[owner],
+        schema=[Field(name=view.entity, dtype=String), *(Field(name=name, dtype=kind) for name, kind in types.items())],
+        source=source,
+        # Snapshots don't expire: the newest at or before a moment is what was known then.
+        ttl=timedelta(0),
+        online=True,
+    )
+
+
+def feature_service(views: Iterable["feast.FeatureView"]) -> "feast.FeatureService":
+    """Return what the model is fed: all features of the views."""
+    from feast import FeatureService
+
+    return FeatureService(name=FEATURE_SERVICE, features=list(views))
+
+
+def apply(views: Sequence[View], settings: Settings) -> None:
+    """Register entities, sources, views and the service; make the online tables. Costs nothing where all is as it is."""
+    _folder(settings).mkdir(parents=True, exist_ok=True)
+    owners = {name: entity(name) for name in dict.fromkeys(view.entity for view in views)}
+    sources = [data_source(view, settings) for view in views]
+    registered = [feature_view(view, owners[view.entity], source) for view, source in zip(views, sources, strict=True)]
+    _store(settings).apply([*owners.values(), *sources, *registered, feature_service(registered)])
+    _log_ahead(_folder(settings) / "online.db")
+
+
+def feature_names(settings: Settings, entity: Literal["user", "item"]) -> list[str]:
+    """Return the features of an entity in the service, history lists left out, in the expressions' order.
+
+    Raises:
+        MissingInput: nothing was registered yet.
+    """
+    return [
+        field.name
+        for view in _service_views(_registered(settings))
+        if view.entities == [entity]
+        for field in view.features
+        if not field.name.startswith(_HISTORY_PREFIX)
+    ]
+
+
+# -- online
+
+
+def materialize(day: date, settings: Settings) -> dict[str, int]:
+    """Bring the online store to a day's snapshot; return the rows written by view, none where it has them already.
+
+    Only values that differ from what the store holds are written. An older day never overwrites a newer one: asked for
+    it, this looks whether the newer day's snapshot changed. After a call that was killed half-way, the next one writes
+    everything. Reads go on meanwhile; the values of a user in a view change together.
+
+    Raises:
+        MissingInput: the day has no snapshot, or nothing is registered.
+    """
+    storage = Storage(settings)
+    with storage.lease("online_store", wait_seconds=_LEASE_SECONDS):
+        store = _registered(settings)
+        views = _service_views(store)
+        held = _held(settings)
+        if held is not None:
+            day = max(day, held.day)
+        snapshot = next(view.name for view in views if not _is_changes_only(view))
+        now = _Held(day, _chain(storage, snapshot, day), is_whole=True)
+        if now == held:
+            return {view.name: 0 for view in views}
+        # What is held is the beginning of what is wanted: only what changed since is missing. Else a day before it was
+        # replaced, or the last call was killed, and everything is written anew.
+        is_ahead = held is not None and held.is_whole and _chain(storage, snapshot, held.day) == held.chain
+        since = held.day if held is not None and is_ahead else None
+        _hold(settings, now._replace(is_whole=False))
+        written = {view.name: _write(store, view, storage, since, day) for view in views}
+        if since is None:
+            _drop_vanished(settings, views, day_end(day))
+        for view in views:
+            began = day_end(since) if since else day_end(day) - timedelta(days=1)
+            store.registry.apply_materialization(view, PROJECT, began, day_end(day))
+        _hold(settings, now)
+    return written
+
+
+def materialized_through(settings: Settings) -> date | None:
+    """Return the day whose snapshot the online store holds; None before the first."""
+    held = _held(settings)
+    return held.day if held else None
+
+
+class Reader:
+    """Reads users' rows; from one thread or several. It keeps the definitions that were in force when it was opened."""
+
+    def __init__(self, store: "feast.FeatureStore") -> None:
+        """Take the service's user views out of the registry; the store goes on using this snapshot of it."""
+        self._store = store
+        self._lock = threading.Lock()  # one SQLite connection
+        views = [view for view in _service_views(store) if view.entities == [ENTITIES["user_id"]]]
+        self._references = [f"{view.name}:{field.name}" for view in views for field in view.features]
+        self._features = [
+            field.name for view in views for field in view.features if not field.name.startswith(_HISTORY_PREFIX)
+        ]
+
+    def users(self, user_ids: Sequence[str]) -> list[OnlineUser]:
+        """Return what is known of each user, in the order asked for."""
+        found: list[OnlineUser] = []
+        for start in range(0, len(user_ids), _BATCH):
+            batch = list(user_ids[start : start + _BATCH])
+            with self._lock:
+                response = self._store.get_online_features(self._references, {"user_id": batch})
+            columns = response.to_dict()
+            histories = zip(*(columns[name] for name in _HISTORY_COLUMNS), strict=True)
+            features = zip(*(columns[name] for name in self._features), strict=True)
+            found += [
+                OnlineUser(dict(zip(self._features, values, strict=True)), *(list(entries or ()) for entries in history))
+                for values, history in zip(features, histories, strict=True)
+            ]
+        return found
+
+
+def open_reader(settings: Settings) -> Reader:
+    """Open the online store for reading.
+
+    Raises:
+        MissingInput: nothing was materialized yet.
+    """
+    store = _registered(settings)
+    if _held(settings) is None:
+        raise MissingInput(
+            f"online store: nothing below {_folder(settings)} was materialized yet. Run `recflow run materialize` first."
+        )
+    return Reader(store)
+
+
+# -- offline
+
+
+def historical_features(entities: "pd.DataFrame", settings: Settings) -> "pd.DataFrame":
+    """Join each row with the features known at its moment, by Feast's own point-in-time join.
+
+    A snapshot stamped exactly at the moment counts as known. The join's cost grows with the snapshots per entity
+    times its rows: for samples and tests, bulk training sets are joined otherwise.
+
+    Args:
+        entities: `event_timestamp` (UTC) with `user_id`, `item_id` or both; the views of the ids given are joined.
+        settings: where the store is.
+
+    Raises:
+        FeatureError: a column is missing.
+    """
+    ids = [name for name in ENTITIES if name in entities.columns]
+    if not ids or "event_timestamp" not in entities.columns:
+        raise FeatureError(
+            f"historical_features: expected the columns event_timestamp and {' or '.join(ENTITIES)}, "
+            f"found {', '.join(map(str, entities.columns)) or 'none'}. Add what is missing."
+        )
+    store = _registered(settings)
+    owners = {ENTITIES[name] for name in ids}
+    references = [
+        f"{view.name}:{field.name}"
+        for view in _service_views(store)
+        if set(view.entities) <= owners
+        for field in view.features
+    ]
+    joined: pd.DataFrame = store.get_historical_features(entities, references).to_df()
+    return joined
+
+
+# -- inside
+
+_HELD: Final = "materialized.json"
+_HISTORY_PREFIX: Final = "history_"
+_HISTORY_COLUMNS: Final = (
+    "history_item_ids",
+    "history_event_types",
+    "history_timestamps_us",
+    "history_quantities",
+)
+_DAYS_AT_ONCE = 64
+_ROWS_AT_ONCE = 5_000  # entities of one transaction: Feast makes an object of each value
+
+
+class _Held(NamedTuple):
+    """What the online store holds: the day's snapshot, and the chain of inputs that it was made of."""
+
+    day: date
+    chain: str
+    is_whole: bool  # false while it is being written
+
+
+def _folder(settings: Settings) -> Path:
+    return settings.home.absolute() / "feast"
+
+
+def _is_local(storage: Storage) -> bool:
+    return storage.lake_uri.startswith("file://")
+
+
+def _store(settings: Settings) -> "feast.FeatureStore":
+    from feast import FeatureStore
+
+    return FeatureStore(config=repo_config(settings))
+
+
+def _registered(settings: Settings) -> "feast.FeatureStore":
+    if not (_folder(settings) / "registry.db").exists():
+        raise MissingInput(
+            f"feature store: nothing is registered below {_folder(settings)}. Run `recflow run materialize` first."
+        )
+    return _store(settings)
+
+
+def _service_views(store: "feast.FeatureStore") -> "list[feast.FeatureView]":
+    """Return the views of the service, in its order."""
+    service = store.get_feature_service(FEATURE_SERVICE, allow_cache=True)
+    return [
+        store.registry.get_feature_view(projection.name, PROJECT, allow_cache=True)
+        for projection in service.feature_view_projections
+    ]
+
+
+def _is_changes_only(view: "feast.FeatureView") -> bool:
+    return not view.batch_source.created_timestamp_column
+
+
+def _held(settings: Settings) -> _Held | None:
+    import json
+
+    try:
+        held = json.loads((_folder(settings) / _HELD).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    return _Held(date.fromisoformat(held["day"]), held["chain"], held["is_whole"])
+
+
+def _hold(settings: Settings, held: _Held) -> None:
+    write_json(_folder(settings) / _HELD, held._asdict())
+
+
+def _chain(storage: Storage, noun: str, day: date) -> str:
+    """Return what a day's snapshot was made of, as its manifest says."""
+    return str(storage.partition_manifest(noun, day).get("chain"))
+
+
+def _write(store: "feast.FeatureStore", view: "feast.FeatureView", storage: Storage, since: date | None, day: date) -> int:
+    """Write a view's values of a day, or those that changed after `since`; return how many entities had any."""
+    if _is_changes_only(view):
+        changes = _newest_rows(view, storage, since, day)
+        return sum(_write_values(store, view, table, None) for table in changes)
+    before = storage.read_partition(view.name, since) if since else None
+    return _write_values(store, view, storage.read_partition(view.name, day), before)
+
+
+def _write_values(
+    store: "feast.FeatureStore", view: "feast.FeatureView", rows: pa.Table, before: pa.Table | None
+) -> int:
+    """Write the values of `rows` that differ from those of `before`, one row per entity each; return entities written.
+
+    Feast's `write_to_online_store` takes whole rows only. Most of a row is as it was the day before, and each value
+    costs a protobuf object and a statement. SQLite, PostgreSQL and Redis keep the values of a row apart.
+    """
+    from feast.protos.feast.types.EntityKey_pb2 import EntityKey
+    from feast.protos.feast.types.Value_pb2 import Value
+    from feast.type_map import python_values_to_proto_values
+
+    (id_column,) = view.join_keys
+    count = 0
+    for start in range(0, rows.num_rows, _ROWS_AT_ONCE):
+        part = rows.slice(start, _ROWS_AT_ONCE).combine_chunks()
+        values: list[dict[str, Any]] = [{} for _ in range(part.num_rows)]
+        for field in view.features:
+            places = _changed(part, before, id_column, field.name)
+            taken = part[field.name].take(pa.array(places)).to_pylist()
+            for place, value in zip(
+                places.tolist(), python_values_to_proto_values(taken, field.dtype.to_value_type()), strict=True
+            ):
+                values[place][field.name] = value
+        moments = part["event_timestamp"].to_pylist()
+        batch = [
+            (EntityKey(join_keys=[id_column], entity_values=[Value(string_val=name)]), changed, moment, moment)
+            for name, changed, moment in zip(part[id_column].to_pylist(), values, moments, strict=True)
+            if changed
+        ]
+        store.provider.online_write_batch(store.config, view, batch, None)
+        count += len(batch)
+    return count
+
+
+def _changed(rows: pa.Table, before: pa.Table | None, id_column: str, name: str) -> "NDArray[np.int64]":
+    """Return the places of the rows whose value isn't what it was before; an entity that is new counts as changed."""
+    import numpy as np
+    import pyarrow.compute as pc
+
+    if before is None:
+        return np.arange(rows.num_rows)
+    place = pc.index_in(rows[id_column], before[id_column].combine_chunks())
+    now, then = rows[name], before[name].combine_chunks().take(place.combine_chunks())
+    differs = pc.fill_null(pc.not_equal(now, then), False)
+    appeared = pc.not_equal(pc.is_null(now), pc.is_null(then))
+    is_changed = pc.or_(pc.or_(differs, appeared), pc.is_null(place))
+    found: NDArray[np.int64] = np.flatnonzero(is_changed.to_numpy(zero_copy_only=False))
+    return found
+
+
+def _newest_rows(view: "feast.FeatureView", storage: Storage, since: date | None, day: date) -> Iterable[pa.Table]:
+    """Yield each entity's newest row after `since` once, from a view of changes."""
+    import pyarrow.compute as pc
+
+    days = [each for each in storage.days(view.name) if each <= day and (since is None or each > since)]
+    (id_column,) = view.join_keys
+    seen = pa.array([], pa.string())
+    for end in range(len(days), 0, -_DAYS_AT_ONCE):
+        table = storage.read_partitions(view.name, days[max(0, end - _DAYS_AT_ONCE) : end])
+        newest = table.group_by(id_column).aggregate([("event_timestamp", "max")])
+        newest = newest.filter(pc.invert(pc.is_in(newest[id_column], seen)))
+        keys = pa.table({id_column: newest[id_column], "event_timestamp": newest["event_timestamp_max"]})
+        rows = table.select([id_column, "event_timestamp"]).append_column("row", pa.array(range(table.num_rows)))
+        yield table.take(rows.join(keys, [id_column, "event_timestamp"], join_type="inner").sort_by("row")["row"])
+        seen = pa.concat_arrays([seen, newest[id_column].combine_chunks()])
+
+
+def _drop_vanished(settings: Settings, views: "Iterable[feast.FeatureView]", stamp: datetime) -> None:
+    """Take out entities that the snapshot no longer has, because a day before was replaced.
+
+    Feast's SQLite store has no call for it. A snapshot rewrites every entity there is, so what is older is gone.
+    """
+    import contextlib
+    import sqlite3
+
+    with contextlib.closing(sqlite3.connect(_folder(settings) / "online.db")) as database, database:
+        for view in views:
+            table = f'"{PROJECT}_{view.name}"'
+            if _is_changes_only(view):
+                owner = next(one.name for one in views if one.entities == view.entities and not _is_changes_only(one))
+                database.execute(
+                    f'DELETE FROM {table} WHERE entity_key NOT IN (SELECT entity_key FROM "{PROJECT}_{owner}")'
+                )
+            else:
+                # Feast writes naive UTC, and its adapter for datetimes applies here too.
+                database.execute(f"DELETE FROM {table} WHERE event_ts < ?", (stamp.replace(tzinfo=None),))
+
+
+def _log_ahead(database: Path) -> None:
+    """Let readers go on while one writes: write-ahead logging, which the file remembers."""
+    import contextlib
+    import sqlite3
+
+    with contextlib.closing(sqlite3.connect(database)) as connection:
+        connection.execute("PRAGMA journal_mode=WAL")

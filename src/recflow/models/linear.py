@@ -1,0 +1,214 @@
+"""Linear item-to-item models: score = what the shopper wanted, times a matrix of items by items."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recflow.models.heuristics import recent_purchases
+from recflow.models.interactions import PREFERENCE, Context, Interactions, preferences
+from recflow.models.weights import load_model, save_model
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
+
+_CHUNK = 1024  # items whose similarities are held at once
+_BACKOFF = 1e-6  # far below any learned score: popularity only orders what those leave equal
+
+
+def preference_matrix(interactions: Interactions) -> "csr_matrix":  # (U, V) float32
+    """Return how strongly each user has wanted each item, 0 to 1: the strongest event counts."""
+    from scipy.sparse import csr_matrix
+
+    weight = PREFERENCE[interactions.event_type]
+    wanted = weight > 0
+    key = interactions.user_idx[wanted].astype(np.int64) * interactions.n_items + interactions.item_idx[wanted]
+    cells, inverse = np.unique(key, return_inverse=True)
+    strongest = np.zeros(len(cells), np.float32)
+    np.maximum.at(strongest, inverse, weight[wanted])
+    users, items = np.divmod(cells, interactions.n_items)
+    return csr_matrix((strongest, (users, items)), shape=(interactions.n_users, interactions.n_items))
+
+
+def _popularity(interactions: Interactions, *, days: float) -> NDArray[np.float32]:  # (V,) 0 to 1
+    purchases = recent_purchases(interactions, days=days)
+    return np.asarray(purchases / max(purchases.max(initial=0), 1), np.float32)
+
+
+class ItemKNN:
+    """Cosine similarity with shrinkage, the nearest neighbours of each item kept.
+
+    s(i, j) = x_i . x_j / (|x_i| |x_j| + shrinkage), x_i the column of users who wanted i (Sarwar et al., WWW 2001;
+    shrinkage as in Bell and Koren, ICDM 2007). score(u, j) = sum over i of x(u, i) s(i, j).
+    """
+
+    name = "item_knn"
+
+    def __init__(self, *, neighbours: int = 100, shrinkage: float = 10.0, popularity_days: float = 30) -> None:
+        """Set the model's parameters.
+
+        Args:
+            neighbours: kept for each item.
+            shrinkage: pulls similarities of items with few buyers to 0.
+            popularity_days: window of the popularity that orders items without a neighbour in the history.
+        """
+        self.neighbours = neighbours
+        self.shrinkage = shrinkage
+        self.popularity_days = popularity_days
+        self.weights: Any = None  # (V, V) csr_matrix: column j holds the neighbours of j
+        self.popularity = np.zeros(0, np.float32)  # (V,) 0 to 1
+
+    def fit(self, interactions: Interactions) -> Self:
+        """Compute the similarities, some columns at a time: memory grows with V x 1024, not with V x V."""
+        from scipy.sparse import csr_matrix, vstack
+
+        wanted = preference_matrix(interactions).tocsc()
+        norms = np.sqrt(np.asarray(wanted.multiply(wanted).sum(axis=0)).ravel())  # (V,)
+        parts = [
+            self._nearest(wanted, norms, np.arange(first, min(first + _CHUNK, interactions.n_items)))
+            for first in range(0, interactions.n_items, _CHUNK)
+        ]
+        self.weights = csr_matrix(vstack(parts).T, dtype=np.float32)
+        self.weights.sort_indices()
+        self.popularity = _popularity(interactions, days=self.popularity_days)
+        return self
+
+    def _nearest(self, wanted: Any, norms: NDArray[np.float32], items: NDArray[np.int64]) -> "csr_matrix":
+        """Return a row for each of the items with its nearest neighbours."""
+        from scipy.sparse import csr_matrix
+
+        dots = np.asarray((wanted[:, items].T @ wanted).todense(), np.float32)  # (C, V)
+        similar = dots / np.maximum(norms[items, None] * norms[None] + self.shrinkage, 1e-12)
+        similar[np.arange(len(items)), items] = 0
+        kept = min(self.neighbours, similar.shape[1] - 1)
+        if kept < similar.shape[1] - 1:
+            floor = -np.partition(-similar, kept - 1, axis=1)[:, kept - 1 : kept]
+            similar[similar < floor] = 0
+        return csr_matrix(similar)
+
+    def score(self, context: Context) -> NDArray[np.float32]:  # (B, V)
+        """Add up the similarities to what the shopper wanted."""
+        from scipy.sparse import csr_matrix
+
+        linear = np.asarray((csr_matrix(preferences(context)) @ self.weights).todense(), np.float32)
+        return linear + _BACKOFF * self.popularity
+
+    def save(self, folder: Path) -> None:
+        """Write the model's two files."""
+        config = {
+            "neighbours": self.neighbours,
+            "shrinkage": self.shrinkage,
+            "popularity_days": self.popularity_days,
+        }
+        arrays = {
+            "values": self.weights.data,
+            "columns": self.weights.indices.astype(np.int32),
+            "row_ends": self.weights.indptr.astype(np.int64),
+            "popularity": self.popularity,
+        }
+        save_model(folder, self, config=config, arrays=arrays)
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Read back what `save` wrote."""
+        from scipy.sparse import csr_matrix
+
+        config, arrays = load_model(folder)
+        model = cls(**{name: config[name] for name in ("neighbours", "shrinkage", "popularity_days")})
+        model.popularity = arrays["popularity"]
+        size = len(model.popularity)
+        model.weights = csr_matrix((arrays["values"], arrays["columns"], arrays["row_ends"]), shape=(size, size))
+        return model
+
+
+class EASE:
+    """Embarrassingly shallow autoencoder: the closed form of Steck, WWW 2019.
+
+    P = (X'X + lambda I)^-1, W = I - P diag(1 / diag P), so that diag W = 0; score(u) = x(u) W. With
+    `recency_days`, scores are multiplied by the square root of each item's purchases within these last days: what
+    fits the shopper and sells now.
+    """
+
+    name = "ease"
+
+    def __init__(self, *, regularization: float = 300.0, recency_days: float = 0, max_items: int = 8000) -> None:
+        """Set the model's parameters.
+
+        Args:
+            regularization: lambda, in users.
+            recency_days: window of the popularity weight; 0 for none.
+            max_items: the most wanted items that take part, the rest score by popularity alone: time grows with the
+                cube, memory with the square of their number (256 MB for 8,000).
+        """
+        self.regularization = regularization
+        self.recency_days = recency_days
+        self.max_items = max_items
+        self.items = np.zeros(0, np.int32)  # (M,) item_idx of those that take part, ascending
+        self.weights = np.zeros((0, 0), np.float32)  # (M, M)
+        self.popularity = np.zeros(0, np.float32)  # (V,) 0 to 1
+        if recency_days:
+            self.name = "ease_recent"
+
+    def fit(self, interactions: Interactions) -> Self:
+        """Solve the closed form in float32."""
+        wanted = preference_matrix(interactions)
+        total = np.asarray(wanted.sum(axis=0)).ravel()
+        taking_part = np.argsort(-total, kind="stable")[: self.max_items]
+        self.items = np.sort(taking_part[total[taking_part] > 0]).astype(np.int32)
+        wanted = wanted[:, self.items]
+        self.weights = ease_weights(np.asarray((wanted.T @ wanted).todense(), np.float32), self.regularization)
+        self.popularity = _popularity(interactions, days=self.recency_days or 30)
+        return self
+
+    def with_recency(self, interactions: Interactions, *, days: float) -> "EASE":
+        """Return the fitted model with scores weighted by recent popularity; the weights are shared, not copied."""
+        model = EASE(regularization=self.regularization, recency_days=days, max_items=self.max_items)
+        model.items, model.weights = self.items, self.weights
+        model.popularity = _popularity(interactions, days=days)
+        return model
+
+    def score(self, context: Context) -> NDArray[np.float32]:  # (B, V)
+        """Multiply what the shopper wanted with the weights."""
+        scores = np.zeros((len(context), len(self.popularity)), np.float32)
+        scores[:, self.items] = preferences(context)[:, self.items] @ self.weights
+        if self.recency_days:
+            scores *= np.sqrt(self.popularity)
+        return scores + np.float32(_BACKOFF) * self.popularity
+
+    def save(self, folder: Path) -> None:
+        """Write the model's two files."""
+        config = {
+            "regularization": self.regularization,
+            "recency_days": self.recency_days,
+            "max_items": self.max_items,
+        }
+        arrays = {"items": self.items, "weights": self.weights, "popularity": self.popularity}
+        save_model(folder, self, config=config, arrays=arrays)
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Read back what `save` wrote."""
+        config, arrays = load_model(folder)
+        model = cls(**{name: config[name] for name in ("regularization", "recency_days", "max_items")})
+        model.items, model.weights, model.popularity = arrays["items"], arrays["weights"], arrays["popularity"]
+        return model
+
+
+def ease_weights(gram: NDArray[np.float32], regularization: float) -> NDArray[np.float32]:  # (M, M)
+    """Return W for a Gram matrix X'X, which is overwritten.
+
+    Cholesky, not LU: the matrix is positive definite, and this takes half the time.
+    """
+    from scipy.linalg.lapack import spotrf, spotri
+
+    if not len(gram):
+        return gram
+    gram[np.diag_indices_from(gram)] += regularization
+    factor, _ = spotrf(np.asfortranarray(gram), lower=True, overwrite_a=True)
+    inverse, _ = spotri(factor, lower=True, overwrite_c=True)
+    inverse = np.tril(inverse)
+    inverse += np.tril(inverse, -1).T
+    weights = np.asarray(-inverse / np.diag(inverse)[None], np.float32, order="C")
+    weights[np.diag_indices_from(weights)] = 0
+    return weights
