@@ -1,4 +1,5 @@
-"""Features become a judged model:
+"""Features become a judged model.
+
 `is_due >> build_training_set >> train >> evaluate >> watch_drift >> gate`.
 
 Started by `features` (every prepared day) and by `retraining` (the drift report asks for a new model). `is_due` lets

@@ -66,11 +66,16 @@ class Shop:
 
     def __init__(self, settings: Settings) -> None:
         """Open the feedback folder; model and online store follow in the background."""
+        from recflow.featurestore import materialized_through, open_reader
         from recflow.registry.versions import champion, champion_version
 
         self.settings = settings
         self.event_log = EventLog(settings)
-        self.store = OnlineStore(self._open_reader, retry_seconds=settings.serving.store_retry_seconds)
+        self.store = OnlineStore(
+            lambda: open_reader(settings),
+            retry_seconds=settings.serving.store_retry_seconds,
+            materialized_through=lambda: materialized_through(settings),
+        )
         self.slot = ModelSlot(
             champion_version=lambda: champion_version(settings),
             champion=lambda: champion(settings),
@@ -106,19 +111,16 @@ class Shop:
             try:
                 await loop.run_in_executor(self.watching, self.slot.refresh)
                 await loop.run_in_executor(self.writing, self.event_log.follow)
+                await loop.run_in_executor(self.watching, self.store.follow)
                 metrics.READY.set(self.is_ready)
             except Exception:  # the watcher outlives whatever it meets
                 log.exception("The watcher failed; it goes on.")
             await asyncio.sleep(self.settings.serving.poll_seconds)
 
     def _warm_up(self) -> None:
+        self.store.follow()
         self.store.read("")  # opens it: the imports behind it take seconds
         self.is_warm = True
-
-    def _open_reader(self) -> Any:
-        from recflow.featurestore import open_reader
-
-        return open_reader(self.settings)
 
     def _recommender(self, bundle: Bundle, version: str) -> Recommender:
         return Recommender(bundle, self.settings, version=version, store=self.store, event_log=self.event_log)
@@ -258,7 +260,8 @@ class Metrics:
         await _send(send, scope["app"].state.shop, HTTPStatus.OK, kind, page.generate_latest(), {})
 
 
-async def _no_route(shop: Shop, body: bytes) -> BaseModel:
+async def none(shop: Shop, body: bytes) -> BaseModel:
+    """Say that there is no such route."""
     raise Problem(404, "There is no such route; those of the API start with /v1/.")
 
 
@@ -354,7 +357,7 @@ app = Starlette(
         Route("/v1/events", Endpoint("POST", events)),
         Route("/v1/model", Endpoint("GET", model)),
         Route("/metrics", Metrics()),
-        Route("/{path:path}", NoRoute("GET", _no_route)),
+        Route("/{path:path}", NoRoute("GET", none)),
     ],
     lifespan=lifespan,
 )

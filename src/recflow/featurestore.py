@@ -3,7 +3,7 @@
 `feature_repo/` declares the same objects by the same functions, for Feast's own command line. Everything lies below
 `<home>/feast/`: `registry.db`, `online.db` and `materialized.json`, which says what the online store holds.
 
-Two of Feast's ways are not taken, both tried and measured (infra/adr):
+Two of Feast's ways are not taken, both tried and measured:
 
 - `materialize` reads the whole source and filters it by time, so a day costs by the history, and it puts the view into
   a state in which reads are refused. Here the day's snapshot alone is written, view by view, each in one transaction;
@@ -13,7 +13,7 @@ Two of Feast's ways are not taken, both tried and measured (infra/adr):
 
 import threading
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import date, datetime, timedelta
+from datetime import date, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
@@ -34,6 +34,7 @@ PROJECT: Final = "recflow"
 FEATURE_SERVICE: Final = "recommender_v1"
 ENTITIES: Final = {"user_id": "user", "item_id": "item"}  # id's column -> entity
 
+_KEY_VERSION = 3
 _BATCH = 500  # users of one request: SQLite takes some thousand parameters, and memory stays flat
 _LEASE_SECONDS = 60.0
 
@@ -72,7 +73,7 @@ def repo_config(settings: Settings) -> "feast.RepoConfig":
         registry={"path": str(folder / "registry.db"), "cache_ttl_seconds": 0},
         offline_store={"type": "duckdb"},
         online_store={"type": "sqlite", "path": str(folder / "online.db")},
-        entity_key_serialization_version=3,
+        entity_key_serialization_version=_KEY_VERSION,
         repo_path=str(folder),
     )
 
@@ -93,7 +94,7 @@ def data_source(view: View, settings: Settings) -> "feast.FileSource":
     root = storage.table_uri(view.name) if _is_local(storage) else f"{storage.lake_uri}/{view.name}"
     return FileSource(
         name=view.name,
-        path=f"{root}/event_date=*/part-0.parquet",
+        path=root,
         file_format=ParquetFormat(),
         timestamp_field="event_timestamp",
         created_timestamp_column="" if view.changes_only else "created_timestamp",
@@ -126,7 +127,7 @@ def feature_service(views: Iterable["feast.FeatureView"]) -> "feast.FeatureServi
 
 
 def apply(views: Sequence[View], settings: Settings) -> None:
-    """Register entities, sources, views and the service; make the online tables. Costs nothing where all is as it is."""
+    """Register entities, sources, views and the service, and make the online tables; again and again at will."""
     _folder(settings).mkdir(parents=True, exist_ok=True)
     owners = {name: entity(name) for name in dict.fromkeys(view.entity for view in views)}
     sources = [data_source(view, settings) for view in views]
@@ -181,7 +182,7 @@ def materialize(day: date, settings: Settings) -> dict[str, int]:
         _hold(settings, now._replace(is_whole=False))
         written = {view.name: _write(store, view, storage, since, day) for view in views}
         if since is None:
-            _drop_vanished(settings, views, day_end(day))
+            _drop_vanished(store, views, storage, day)
         for view in views:
             began = day_end(since) if since else day_end(day) - timedelta(days=1)
             store.registry.apply_materialization(view, PROJECT, began, day_end(day))
@@ -216,12 +217,10 @@ class Reader:
             with self._lock:
                 response = self._store.get_online_features(self._references, {"user_id": batch})
             columns = response.to_dict()
-            histories = zip(*(columns[name] for name in _HISTORY_COLUMNS), strict=True)
-            features = zip(*(columns[name] for name in self._features), strict=True)
-            found += [
-                OnlineUser(dict(zip(self._features, values, strict=True)), *(list(entries or ()) for entries in history))
-                for values, history in zip(features, histories, strict=True)
-            ]
+            histories = [[entries or [] for entries in columns[name]] for name in _HISTORY_COLUMNS]
+            values = zip(*(columns[name] for name in self._features), strict=True)
+            features = [dict(zip(self._features, row, strict=True)) for row in values]
+            found += [OnlineUser(*user) for user in zip(features, *histories, strict=True)]
         return found
 
 
@@ -234,7 +233,8 @@ def open_reader(settings: Settings) -> Reader:
     store = _registered(settings)
     if _held(settings) is None:
         raise MissingInput(
-            f"online store: nothing below {_folder(settings)} was materialized yet. Run `recflow run materialize` first."
+            f"online store: nothing was materialized yet below {_folder(settings)}. "
+            f"Run `recflow run materialize` first."
         )
     return Reader(store)
 
@@ -245,8 +245,8 @@ def open_reader(settings: Settings) -> Reader:
 def historical_features(entities: "pd.DataFrame", settings: Settings) -> "pd.DataFrame":
     """Join each row with the features known at its moment, by Feast's own point-in-time join.
 
-    A snapshot stamped exactly at the moment counts as known. The join's cost grows with the snapshots per entity
-    times its rows: for samples and tests, bulk training sets are joined otherwise.
+    A snapshot stamped exactly at the moment counts as known. The rows' order isn't kept. The join's cost grows with
+    the snapshots per entity times its rows: for samples and tests, bulk training sets are joined otherwise.
 
     Args:
         entities: `event_timestamp` (UTC) with `user_id`, `item_id` or both; the views of the ids given are joined.
@@ -327,7 +327,8 @@ def _service_views(store: "feast.FeatureStore") -> "list[feast.FeatureView]":
 
 
 def _is_changes_only(view: "feast.FeatureView") -> bool:
-    return not view.batch_source.created_timestamp_column
+    source = view.batch_source
+    return source is not None and not source.created_timestamp_column
 
 
 def _held(settings: Settings) -> _Held | None:
@@ -349,7 +350,9 @@ def _chain(storage: Storage, noun: str, day: date) -> str:
     return str(storage.partition_manifest(noun, day).get("chain"))
 
 
-def _write(store: "feast.FeatureStore", view: "feast.FeatureView", storage: Storage, since: date | None, day: date) -> int:
+def _write(
+    store: "feast.FeatureStore", view: "feast.FeatureView", storage: Storage, since: date | None, day: date
+) -> int:
     """Write a view's values of a day, or those that changed after `since`; return how many entities had any."""
     if _is_changes_only(view):
         changes = _newest_rows(view, storage, since, day)
@@ -366,8 +369,6 @@ def _write_values(
     Feast's `write_to_online_store` takes whole rows only. Most of a row is as it was the day before, and each value
     costs a protobuf object and a statement. SQLite, PostgreSQL and Redis keep the values of a row apart.
     """
-    from feast.protos.feast.types.EntityKey_pb2 import EntityKey
-    from feast.protos.feast.types.Value_pb2 import Value
     from feast.type_map import python_values_to_proto_values
 
     (id_column,) = view.join_keys
@@ -384,7 +385,7 @@ def _write_values(
                 values[place][field.name] = value
         moments = part["event_timestamp"].to_pylist()
         batch = [
-            (EntityKey(join_keys=[id_column], entity_values=[Value(string_val=name)]), changed, moment, moment)
+            (_key(id_column, name), changed, moment, moment)
             for name, changed, moment in zip(part[id_column].to_pylist(), values, moments, strict=True)
             if changed
         ]
@@ -426,25 +427,45 @@ def _newest_rows(view: "feast.FeatureView", storage: Storage, since: date | None
         seen = pa.concat_arrays([seen, newest[id_column].combine_chunks()])
 
 
-def _drop_vanished(settings: Settings, views: "Iterable[feast.FeatureView]", stamp: datetime) -> None:
-    """Take out entities that the snapshot no longer has, because a day before was replaced.
+def _drop_vanished(
+    store: "feast.FeatureStore", views: "Sequence[feast.FeatureView]", storage: Storage, day: date
+) -> None:
+    """Take out entities and features that the day's snapshot no longer has, because what it was made of changed.
 
-    Feast's SQLite store has no call for it. A snapshot rewrites every entity there is, so what is older is gone.
+    Feast has no call for it; this knows how its SQLite store names tables and keys.
     """
     import contextlib
     import sqlite3
 
-    with contextlib.closing(sqlite3.connect(_folder(settings) / "online.db")) as database, database:
+    from feast.infra.key_encoding_utils import serialize_entity_key
+
+    database = Path(store.config.online_store.path)
+    with contextlib.closing(sqlite3.connect(database)) as connection, connection:
+        connection.execute("CREATE TEMP TABLE present (entity TEXT, entity_key BLOB)")
         for view in views:
-            table = f'"{PROJECT}_{view.name}"'
-            if _is_changes_only(view):
-                owner = next(one.name for one in views if one.entities == view.entities and not _is_changes_only(one))
-                database.execute(
-                    f'DELETE FROM {table} WHERE entity_key NOT IN (SELECT entity_key FROM "{PROJECT}_{owner}")'
-                )
-            else:
-                # Feast writes naive UTC, and its adapter for datetimes applies here too.
-                database.execute(f"DELETE FROM {table} WHERE event_ts < ?", (stamp.replace(tzinfo=None),))
+            if not _is_changes_only(view):
+                (id_column,) = view.join_keys
+                names = storage.read_partition(view.name, day)[id_column].to_pylist()
+                keys = (serialize_entity_key(_key(id_column, name), _KEY_VERSION) for name in names)
+                connection.executemany("INSERT INTO present VALUES (?, ?)", ((id_column, key) for key in keys))
+        connection.execute("CREATE TEMP TABLE declared (view TEXT, feature_name TEXT)")
+        declared = ((view.name, field.name) for view in views for field in view.features)
+        connection.executemany("INSERT INTO declared VALUES (?, ?)", declared)
+        for view in views:
+            connection.execute(
+                f'DELETE FROM "{PROJECT}_{view.name}"'
+                " WHERE entity_key NOT IN (SELECT entity_key FROM present WHERE entity = ?)"
+                " OR feature_name NOT IN (SELECT feature_name FROM declared WHERE view = ?)",
+                (view.join_keys[0], view.name),
+            )
+
+
+def _key(id_column: str, name: str) -> Any:
+    """Return an entity's key as Feast's stores take it."""
+    from feast.protos.feast.types.EntityKey_pb2 import EntityKey
+    from feast.protos.feast.types.Value_pb2 import Value
+
+    return EntityKey(join_keys=[id_column], entity_values=[Value(string_val=name)])
 
 
 def _log_ahead(database: Path) -> None:

@@ -80,6 +80,17 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def is_port_free(host: str, port: int) -> bool:
+    """Return whether nothing listens at a port."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # what a closed one left isn't somebody
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+        return True
+
+
 @contextlib.contextmanager
 def working(what: str) -> Iterator[Callable[[str], None]]:
     """Show that something is at work: a spinner on a terminal, a line now and then elsewhere.

@@ -115,22 +115,28 @@ class EvaluationSettings(_Section):
     resamples: int = Field(default=1000, ge=100)  # of the bootstrap; ends of a 95 % interval then vary by some 3 %
     confidence: float = Field(default=0.95, gt=0.5, lt=1)  # share of the resampled means between an interval's ends
     seed: int = Field(default=0, ge=0)  # of the resampling
-    baselines: tuple[str, ...] = ("popularity", "repeat_purchase", "item_knn", "ease")  # by candidate name
+    # By candidate name; the best of them on each task is what the others are shown against.
+    baselines: tuple[str, ...] = ("popularity", "repeat_purchase", "item_knn", "ease", "ease_recent")
     cold_item_buyers: int = Field(default=5, ge=1)  # an item with fewer buyers before the hold-out is cold
 
 
 class GateSettings(_Section):
     """Thresholds of the gate's rules; losses are shares of what they are held against."""
 
+    # "Refits": EASE fitted anew every week from 17 Aug to 30 Nov 2011 on Online Retail and held against the week
+    # before on the same hold-out, 16 times. "Popularity": its figures in those weeks.
     min_users: int = Field(default=30, ge=1)  # evaluated, on each task; below that a mean is one shopper's whim
-    min_ndcg_any: float = Field(default=0.05, ge=0)
-    min_ndcg_new: float = Field(default=0.01, ge=0)
-    max_loss_to_popularity: float = Field(default=0.05, ge=0, lt=1)  # of ndcg_at_10 on either task
-    min_coverage: float = Field(default=0.01, ge=0, le=1)  # coverage_at_20, of the catalogue
-    max_loss_to_champion: float = Field(default=0.05, ge=0, lt=1)
-    max_slice_loss: float = Field(default=0.1, ge=0, lt=1)
-    min_slice_users: int = Field(default=30, ge=1)
-    max_coverage_loss: float = Field(default=0.5, ge=0, le=1)
+    # Chance reaches 0.005 and 0.004, as a model does whose items are mixed up; popularity 0.086 and 0.033 at worst.
+    min_ndcg_any: float = Field(default=0.02, ge=0)
+    min_ndcg_new: float = Field(default=0.008, ge=0)
+    max_loss_to_popularity: float = Field(default=0.05, ge=0, lt=1)  # of ndcg_at_10 on either task; as to a champion
+    # coverage_at_20, a share of the catalogue. One list of 20 for everybody shows 0.006 of it: popularity alone stays
+    # a fallback, where the catalogue is large.
+    min_coverage: float = Field(default=0.01, ge=0, le=1)
+    max_loss_to_champion: float = Field(default=0.05, ge=0, lt=1)  # twice the worst of the refits, 0.022
+    max_slice_loss: float = Field(default=0.2, ge=0, lt=1)  # of ndcg_at_10; refits lost 0.17 at worst beyond chance
+    min_slice_users: int = Field(default=30, ge=1)  # below that a slice isn't judged; see min_users
+    max_coverage_loss: float = Field(default=0.5, ge=0, le=1)  # from repeat purchase to EASE it falls by 0.43
 
 
 class DriftSettings(_Section):

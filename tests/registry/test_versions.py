@@ -144,7 +144,7 @@ def test_a_full_disk_leaves_the_champion_and_no_rest(
         real_copy = shutil.copy2
         for name in ("copy", "copy2", "copyfile"):
             patched.setattr(shutil, name, fill_up)
-        with pytest.raises(PublishError, match="No space left on device.*champion is what it was"):
+        with pytest.raises(PublishError, match=r"No space left on device.*champion is what it was"):
             publish(challenger, settings)
         assert len(copied) == 1  # it stopped in the middle of the folder
     assert champion_version(settings) == "1"

@@ -1,6 +1,6 @@
 """A bundle of the handmade shop, built once; an online store that is a dictionary."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -86,11 +86,9 @@ def recommender(built: Built, reader: FakeReader, event_log: EventLog, settings:
 
 
 @pytest.fixture
-def make_recommender(
-    built: Built, reader: FakeReader, event_log: EventLog
-) -> Iterator[Callable[[Settings], Recommender]]:
+def make_recommender(built: Built, reader: FakeReader, event_log: EventLog) -> Callable[[Settings], Recommender]:
     def make(settings: Settings) -> Recommender:
         store = OnlineStore(lambda: reader, retry_seconds=60)
         return Recommender(built.bundle, settings, version="7", store=store, event_log=event_log)
 
-    yield make
+    return make

@@ -26,7 +26,7 @@ _KINDS = ("RED MUG", "BLUE LANTERN", "GREEN CUSHION", "WHITE CLOCK")
 
 
 def purchases(*, seed: int = 0) -> pd.DataFrame:
-    """Make purchases in which every shopper keeps to one of four kinds of items; one row per event, by user and time."""
+    """Make purchases of shoppers who keep to one of four kinds of items; one row per event, by user and time."""
     rng = np.random.default_rng(seed)
     rows = []
     for user in range(40):

@@ -203,7 +203,7 @@ def test_a_day_twice_gives_the_same_lake_and_a_new_delivery_replaces_it(usual_we
 
 
 def test_bulk_and_days_out_of_order_give_the_same_tables(settings: Settings, tmp_path: Path) -> None:
-    rows = usual_days(3) + [event(50, DAY, unit_price=0.0)]
+    rows = [*usual_days(3), event(50, DAY, unit_price=0.0)]
     one_by_one = load_settings(home=tmp_path / "other")
     dates = Days(DAY, DAY + timedelta(days=2)).dates()
     stage(settings, rows)
@@ -261,28 +261,34 @@ class _KilledError(BaseException):
     """Stands for SIGKILL: no handler of Exception sees it."""
 
 
+TWO_DAYS = Days(DAY, DAY + timedelta(days=1))
+TWO_DAYS_ROWS = [*usual_days(2), event(50, unit_price=0.0), event(51, TWO_DAYS.end, item_id="POST")]
+
+
+@pytest.fixture(scope="module")
+def untroubled_lake(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    settings = load_settings(home=tmp_path_factory.mktemp("untroubled") / "var")
+    stage(settings, TWO_DAYS_ROWS)
+    validate(TWO_DAYS, settings)
+    return lake_files(settings)
+
+
 @pytest.mark.parametrize("survived_writes", range(6))
 def test_a_kill_between_writes_leaves_whole_days_and_the_next_run_heals(
-    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, survived_writes: int
+    settings: Settings, untroubled_lake: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, survived_writes: int
 ) -> None:
-    days = Days(DAY, DAY + timedelta(days=1))
-    rows = [*usual_days(2), event(50, unit_price=0.0), event(51, days.end, item_id="POST")]
-    stage(settings, rows)
+    stage(settings, TWO_DAYS_ROWS)
     with monkeypatch.context() as patched:
         patched.setattr(Storage, "write_partition", _dying_after(survived_writes))
         with pytest.raises(_KilledError):
-            validate(days, settings)
+            validate(TWO_DAYS, settings)
     storage = Storage(settings)
     there = {noun: storage.days(noun) for noun in ("quarantine", "items", "events")}
     assert [len(days) for days in there.values()] == [min(max(survived_writes - 2 * table, 0), 2) for table in range(3)]
     for day in there["events"]:
-        parts = [storage.read_partition(noun, day).num_rows for noun in ("events", "quarantine")]
-        assert parts == [20, 1]
-    validate(days, settings)
-    untroubled = load_settings(home=tmp_path / "untroubled")
-    stage(untroubled, rows)
-    validate(days, untroubled)
-    assert lake_files(settings) == lake_files(untroubled)
+        assert [storage.read_partition(noun, day).num_rows for noun in ("events", "quarantine")] == [20, 1]
+    validate(TWO_DAYS, settings)
+    assert lake_files(settings) == untroubled_lake
 
 
 def _dying_after(writes: int) -> Any:

@@ -277,7 +277,7 @@ _ROWS = st.lists(
 
 
 @given(drawn=_ROWS)
-@hypothesis_settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@hypothesis_settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_published_and_quarantined_rows_are_the_staged_ones_as_a_reference_splits_them(
     drawn: list[dict[str, Any]],
 ) -> None:

@@ -258,5 +258,12 @@ def _summary(case: Case, failed: list[Outcome], *, n_rules: int) -> str:
     if failed:
         return f"Rejected: {case.candidate}: {'; '.join(outcome.sentence for outcome in failed)}."
     against = "no champion yet" if case.champion is None else f"champion {case.champion['version']}"
-    ranks = ", ".join(f"{SELECTED_BY} ({task}) {case.value(task, SELECTED_BY):.3f}" for task in TASKS)
-    return f"Accepted: {case.candidate}: {ranks}; best of {len(case.figures['models'])}, {n_rules} rules, {against}."
+    return (
+        f"Accepted: {case.candidate}: {', '.join(_rank(case, task) for task in TASKS)}; best of "
+        f"{len(case.figures['models'])}, {n_rules} rules, {against}."
+    )
+
+
+def _rank(case: Case, task: str) -> str:
+    champion = "" if case.versus is None else f" vs champion {case.champion_value(task, SELECTED_BY):.3f}"
+    return f"{SELECTED_BY} ({task}) {case.value(task, SELECTED_BY):.3f}{champion}"

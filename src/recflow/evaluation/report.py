@@ -113,6 +113,7 @@ def _draw_intervals(
         if kind == "dot":
             panel.axvline(0, color="#888888", linewidth=1)
         panel.set_yticks(range(len(names)), names)
+        panel.locator_params(axis="x", nbins=5)
         panel.set_title(f"{title} ({task})", fontsize=10)
     return figure
 

@@ -14,10 +14,13 @@ from typing import Final, NamedTuple
 import pyarrow as pa
 
 from recflow.errors import FeedError
+from recflow.schema import ITEMS
 
 # What a feed may write for a number, as the engine's regular expressions; 15 digits: exact in 64 bits with either sign.
 WHOLE: Final = r"[+-]?[0-9]{1,15}([.]0*)?"
 DECIMAL: Final = r"[+-]?([0-9]+[.]?[0-9]*|[.][0-9]+)([eE][+-]?[0-9]+)?"
+
+ITEMS_DATED: Final = pa.schema([*ITEMS, pa.field("event_date", pa.date32())])
 
 _CHUNK_BYTES: Final = 1 << 20
 
@@ -39,7 +42,7 @@ class Staged:
     """What an adapter makes of some files."""
 
     events: pa.Table  # schema.STAGED_EVENTS, by file, then in the file's order
-    items: pa.Table  # schema.ITEMS and `event_date`; one row per item and day
+    items: pa.Table  # ITEMS_DATED; one row per item and day
     quirks: dict[date, dict[str, int]]  # counted by name, for days that have lines
 
 

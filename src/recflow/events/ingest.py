@@ -16,7 +16,7 @@ from recflow.console import track
 from recflow.errors import FeedError, FeedLate
 from recflow.events import invoice_lines, jsonl, online_retail
 from recflow.events.feed import Feed, feedback_folder, resolve_feed
-from recflow.events.files import FeedFile, Staged
+from recflow.events.files import ITEMS_DATED, FeedFile, Staged
 from recflow.schema import STAGED_EVENTS, Days
 from recflow.settings import Settings
 from recflow.storage import Artifact, Storage
@@ -174,8 +174,10 @@ def _read(feed: Feed, files: _Found, settings: Settings) -> Staged:
         staged = jsonl.read(files.main, settings, has_items=files.items is not None)
         if files.items is not None:
             staged = Staged(staged.events, jsonl.read_items(files.items, settings), staged.quirks)
-    else:
+    elif files.main:
         staged = online_retail.read(files.main, settings)
+    else:
+        staged = Staged(STAGED_EVENTS.empty_table(), ITEMS_DATED.empty_table(), {})
     if not files.feedback:
         return staged
     feedback = jsonl.read(files.feedback, settings, source=_FEEDBACK_SOURCE)

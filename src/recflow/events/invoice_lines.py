@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pyarrow as pa
 
-from recflow.events.files import DECIMAL, WHOLE, Staged, quoted
-from recflow.schema import ITEMS, STAGED_EVENTS
+from recflow.events.files import DECIMAL, ITEMS_DATED, WHOLE, Staged, quoted
+from recflow.schema import STAGED_EVENTS
 
 if TYPE_CHECKING:
     from ibis.backends.duckdb import Backend
@@ -67,8 +67,7 @@ def stage_lines(backend: "Backend", lines: pa.Table) -> Staged:
     quirks = _count_quirks(backend)
     backend.con.unregister("typed")
     backend.con.unregister("lines")
-    items_schema = pa.schema([*ITEMS, pa.field("event_date", pa.date32())])
-    return Staged(events.select(STAGED_EVENTS.names).cast(STAGED_EVENTS), items.cast(items_schema), quirks)
+    return Staged(events.select(STAGED_EVENTS.names).cast(STAGED_EVENTS), items.cast(ITEMS_DATED), quirks)
 
 
 def _count_quirks(backend: "Backend") -> dict[date, dict[str, int]]:

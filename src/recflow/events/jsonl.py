@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from recflow import engine
 from recflow.errors import FeedError
-from recflow.events.files import FeedFile, Staged, list_days, quoted, scan_file
+from recflow.events.files import ITEMS_DATED, FeedFile, Staged, list_days, quoted, scan_file
 from recflow.events.json_fields import FOUND, errors_of, parsed, value_of
 from recflow.schema import EVENTS, ITEMS, STAGED_EVENTS
 from recflow.settings import Settings
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
 SUFFIX: Final = ".jsonl"
 SOURCE: Final = "jsonl"
-
-_ITEMS_DATED: Final = pa.schema([*ITEMS, pa.field("event_date", pa.date32())])
 
 
 def list_files(folder: Path) -> dict[date, Path]:
@@ -67,8 +65,8 @@ def read(files: Sequence[FeedFile], settings: Settings, *, source: str = SOURCE,
     backend = engine.connect(settings)
     events = _stage(backend, _lines(files), source)
     backend.con.register("events", events)
-    items = _ITEMS_DATED.empty_table() if has_items else backend.con.sql(_ITEMS_OF_EVENTS).to_arrow_table()
-    return Staged(events, items.cast(_ITEMS_DATED), _count_quirks(backend))
+    items = ITEMS_DATED.empty_table() if has_items else backend.con.sql(_ITEMS_OF_EVENTS).to_arrow_table()
+    return Staged(events, items.cast(ITEMS_DATED), _count_quirks(backend))
 
 
 def read_items(files: Sequence[FeedFile], settings: Settings) -> pa.Table:
@@ -87,7 +85,7 @@ def read_items(files: Sequence[FeedFile], settings: Settings) -> pa.Table:
         " QUALIFY row_number() OVER (PARTITION BY day, fields.item_id ORDER BY n DESC) = 1"
         " ORDER BY event_date, item_id"
     )
-    return items.to_arrow_table().cast(_ITEMS_DATED)
+    return items.to_arrow_table().cast(ITEMS_DATED)
 
 
 def restage(rows: pa.Table, settings: Settings) -> pa.Table:

@@ -86,7 +86,7 @@ def _check_header(path: Path, line: str) -> None:
     delimiter = next((mark for mark in (";", "\t", "|") if line.count(mark) >= len(COLUMNS) - 1), None)
     odd = {
         "missing": [name for name in COLUMNS if name not in found],
-        "extra": [repr(name[: _NAMED * 4]) for name in found if name not in COLUMNS][:_NAMED],
+        "extra": [repr(name[:40]) for name in found if name not in COLUMNS][:_NAMED],
     }
     if delimiter:
         wrong = f"fields separated by {delimiter!r}"
@@ -121,10 +121,11 @@ def _read_lines(backend: "Backend", files: Sequence[FeedFile], max_line_bytes: i
 def _read_csv(backend: "Backend", files: Sequence[FeedFile], max_line_bytes: int) -> pa.Table:
     columns = ", ".join(f"{name}: 'VARCHAR'" for name in COLUMNS)
     paths = ", ".join(quoted(_unglobbed(str(file.path))) for file in files)
-    # Rows come in the files' order (the engine's default, preserve_insertion_order). The null marker is one that no
-    # field has: an empty field stays an empty text.
+    # Rows come in the files' order (the engine's default, preserve_insertion_order). The null marker stands for itself:
+    # an empty field stays an empty text.
+    fields = ", ".join(f"coalesce({name}, '\x1a') AS {name}" for name in COLUMNS)
     return backend.con.sql(
-        f"SELECT * FROM read_csv([{paths}], columns = {{{columns}}}, auto_detect = false, header = true, delim = ',',"
+        f"SELECT {fields}, filename FROM read_csv([{paths}], columns = {{{columns}}}, auto_detect = false, header = true, delim = ',',"
         " quote = '\"', escape = '\"', strict_mode = true, filename = true, hive_partitioning = false,"
         f" nullstr = '\x1a', max_line_size = {max_line_bytes})"
     ).to_arrow_table()

@@ -55,13 +55,21 @@ FAMILIES: Final = (
     _Family("Sports", "Nutrition", "protein powder|energy gels|electrolytes|recovery shake", 22, 20),
     _Family("Sports", "Outdoor", "water bottle|head torch|camping mug|dry bag", 20, 0, 170),
 )
-BRANDS: Final = tuple(
-    "Alder Birchwood Calico Dunmore Elmfield Fenwick Garrow Hearth Inkwell Juniper Kestrel Larkspur Meadow Northgate "
-    "Orchard Pippin Quarry Rowan Saltmarsh Thistle Umber Vale Willow Yarrow".split()
+# fmt: off
+BRANDS: Final = (
+    "Alder", "Birchwood", "Calico", "Dunmore", "Elmfield", "Fenwick", "Garrow", "Hearth",
+    "Inkwell", "Juniper", "Kestrel", "Larkspur", "Meadow", "Northgate", "Orchard", "Pippin",
+    "Quarry", "Rowan", "Saltmarsh", "Thistle", "Umber", "Vale", "Willow", "Yarrow",
 )
+# fmt: on
 COUNTRIES: Final = ("United Kingdom", "Germany", "France", "Netherlands", "Spain")
 _COUNTRY_SHARES: Final = (0.6, 0.14, 0.12, 0.08, 0.06)
-_ADJECTIVES: Final = tuple("classic little organic blue red vintage fresh gentle everyday grand pocket rustic".split())
+# fmt: off
+_ADJECTIVES: Final = (
+    "classic", "little", "organic", "blue", "red", "vintage",
+    "fresh", "gentle", "everyday", "grand", "pocket", "rustic",
+)
+# fmt: on
 _STORES: Final = 4
 _MAX_STAPLES: Final = 4
 _STAPLE_CHOICES: Final = 24  # consumables that a shopper comes to know before settling on staples
@@ -164,8 +172,7 @@ def preferences(catalogue: Catalogue, shoppers: Shoppers, user: Ints, item: Ints
 
 def truth_tables(catalogue: Catalogue, shoppers: Shoppers) -> tuple[pa.Table, pa.Table]:
     """Return the true factors of users and of items: their product is the preference of the module's formula."""
-    users, items = len(shoppers), len(catalogue)
-    of_users = np.column_stack([np.ones(users), shoppers.taste, shoppers.liking, shoppers.aversion])
+    of_users = np.column_stack([np.ones(len(shoppers)), shoppers.taste, shoppers.liking, shoppers.aversion])
     of_items = np.column_stack(
         [
             catalogue.log_popularity,
@@ -174,12 +181,13 @@ def truth_tables(catalogue: Catalogue, shoppers: Shoppers) -> tuple[pa.Table, pa
             -catalogue.price_level,
         ]
     )
-    staples = [[int(item) for item in row if item >= 0] for row in shoppers.staples]
+    has = shoppers.staples >= 0  # (U, S), true ones first
+    ends = pa.array(np.concatenate([[0], np.cumsum(has.sum(axis=1))]), pa.int32())
     known: dict[str, Any] = {
         "user_id": shoppers.user_ids,
         "factors": _lists(of_users),
-        "staples": pa.array([catalogue.item_ids.take(pa.array(row, pa.int64())).to_pylist() for row in staples]),
-        "staple_period_days": pa.array([list(row[: len(own)]) for row, own in zip(shoppers.periods, staples, strict=True)]),
+        "staples": pa.ListArray.from_arrays(ends, catalogue.item_ids.take(pa.array(shoppers.staples[has]))),
+        "staple_period_days": pa.ListArray.from_arrays(ends, pa.array(shoppers.periods[has])),
     }
     return pa.table(known), pa.table({"item_id": catalogue.item_ids, "factors": _lists(of_items)})
 
@@ -197,7 +205,7 @@ def _choose_staples(
     score = taste[rows, catalogue.family[drawn]] + liking[rows, catalogue.brand[drawn]]
     score += rng.gumbel(size=drawn.shape) - aversion[:, None] * catalogue.price_level[drawn]
     best = np.take_along_axis(drawn, np.argsort(-score, axis=1)[:, :_MAX_STAPLES], axis=1)  # (U, S)
-    repeated = np.array([[False] * 1 + [False] * (_MAX_STAPLES - 1)] * users)
+    repeated = np.zeros(best.shape, dtype=bool)
     for slot in range(1, _MAX_STAPLES):
         repeated[:, slot] = (best[:, :slot] == best[:, slot, None]).any(axis=1)
     wanted = rng.choice(_MAX_STAPLES + 1, users, p=(0.3, 0.25, 0.2, 0.15, 0.1))

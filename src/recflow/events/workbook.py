@@ -63,7 +63,9 @@ def _read_lines(archive: Path) -> "pd.DataFrame":
         raise FeedError(f"{archive}: {names[0]} can't be read as a workbook ({error}). It was removed.") from error
     header = [str(name) for name in rows[0]] if rows else []
     if header != list(COLUMNS):
-        raise FeedError(f"{archive}: expected {','.join(COLUMNS)} as columns, found {','.join(header)}. It was removed.")
+        raise FeedError(
+            f"{archive}: expected {','.join(COLUMNS)} as columns, found {','.join(header)}. It was removed."
+        )
     cells = pd.DataFrame(rows[1:], columns=header, dtype=object)
     return pd.DataFrame({name: _written(cells[name], _NOTATIONS.get(name, _code)) for name in COLUMNS})
 

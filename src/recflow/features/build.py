@@ -202,7 +202,8 @@ class _Block:
 def _numbered(parts: list[pa.Table], schema: pa.Schema) -> pa.Table:
     """Put days below each other, with `day` and `sequence`, the row's place in time."""
     empty = schema.append(pa.field("event_date", pa.date32())).empty_table()
-    table = _with_day(pa.concat_tables([empty, *(part.select(empty.column_names).cast(empty.schema) for part in parts)]))
+    cast = [part.select(empty.column_names).cast(empty.schema) for part in parts]
+    table = _with_day(pa.concat_tables([empty, *cast]))
     return table.append_column("sequence", pa.array(range(table.num_rows), pa.int64()))
 
 

@@ -27,7 +27,7 @@ def catalogue_by_day(items: pa.Table, days: range) -> Iterator[tuple[int, pa.Tab
     ids = by_id.indices.to_numpy().astype(np.int64)
     order = np.lexsort((np.arange(len(ids)), items["day"].to_numpy(), ids))
     items, ids = items.take(pa.array(order)), ids[order]
-    filled = pa.table({field.name: items[field.name].take(_said(items, field.name, ids)) for field in ITEMS}, schema=ITEMS)
+    filled = pa.table({name: items[name].take(_said(items, name, ids)) for name in ITEMS.names}, schema=ITEMS)
     moments = items["day"].to_numpy()
     in_force = np.full(len(by_id.dictionary), -1, dtype=np.int64)
     alphabetical = pc.array_sort_indices(by_id.dictionary).to_numpy()
@@ -44,9 +44,9 @@ def catalogue_by_day(items: pa.Table, days: range) -> Iterator[tuple[int, pa.Tab
 
 
 def _said(items: pa.Table, name: str, ids: "NDArray[np.int64]") -> pa.Array:
-    """Return for each row of the sorted listings the row of its item that says what is in force; itself where none does.
+    """Return for each row of the sorted listings the row of its item that says what is in force then.
 
-    `first_seen` is what was said first, all else what was said last.
+    `first_seen` is what was said first, all else what was said last; where nothing was, the row itself.
     """
     import numpy as np
 

@@ -9,7 +9,7 @@ of those days whose object is newer than their snapshot.
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import date, timedelta
+from datetime import date, datetime, timedelta
 from typing import Final
 
 import pyarrow as pa
@@ -95,6 +95,6 @@ def _written(storage: Storage, noun: str) -> dict[date, float]:
         folder = path.rsplit("/", 2)[-2]
         if folder.startswith("event_date=") and path.endswith(".parquet"):
             moment = next((entry[key] for key in _MOMENTS if entry.get(key)), float("inf"))
-            found[date.fromisoformat(folder.partition("=")[2])] = float(getattr(moment, "timestamp", lambda m=moment: m)())
+            seconds = moment.timestamp() if isinstance(moment, datetime) else float(moment)
+            found[date.fromisoformat(folder.partition("=")[2])] = seconds
     return found
-

@@ -135,6 +135,8 @@ class SequenceModel(nn.Module):
         self.layers = nn.ModuleList(AttentionBlock(size, config.heads) for _ in range(config.layers))
         self.read_out = AttentionBlock(size, config.heads)
         self.query_norm = nn.LayerNorm(size)
+        self.bag_weight = nn.Parameter(torch.zeros(_AGE_BUCKETS))
+        self.bag_gate = nn.Parameter(torch.tensor(1.0))
         self.dropout = nn.Dropout(rate)
         self.log_scale = nn.Parameter(torch.tensor(2.3))  # exp: 10, cosines are in -1 to 1
         self.bias = nn.Sequential(nn.Linear(config.n_item_features, 32), nn.GELU(), nn.Linear(32, 1))
@@ -163,6 +165,11 @@ class SequenceModel(nn.Module):
         for layer in self.layers:
             tokens = layer(tokens, tokens, mask)
         out: Tensor = self.dropout(self.query_norm(self.read_out(tokens[:, -1:], tokens, mask)[:, 0]))
+        import os
+        if os.environ.get("X_BAG"):
+            w = torch.where(seen_events, self.bag_weight[batch.ages].exp(), 0.0)
+            bag = (w[..., None] * F.normalize(seen, dim=-1)).sum(1)
+            out = F.normalize(out, dim=-1) + self.bag_gate * F.normalize(bag, dim=-1)
         return out
 
     def forward(self, batch: Batch, table: Tensor | None = None) -> Tensor:

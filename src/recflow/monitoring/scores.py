@@ -105,39 +105,32 @@ def _best_scores(model: ScoringModel, day: date, sampler: Sampler, settings: Set
     if not shoppers.num_rows:
         return np.zeros((0, settings.drift.score_k))
     ranker, encoders = load_ranker(model.weights), Encoders.load(model.encoder)
-    context_of = _Contexts(model, encoders, day, sampler)
-    parts = [
-        top_k(ranker.score(context_of(shoppers.slice(first, _BATCH))), settings.drift.score_k)[1]
-        for first in range(0, shoppers.num_rows, _BATCH)
-    ]
-    return np.concatenate(parts).astype(np.float64)
+    contexts = _contexts(model, shoppers, encoders, day, sampler=sampler)
+    best = [top_k(ranker.score(context), settings.drift.score_k)[1] for context in contexts]
+    return np.concatenate(best).astype(np.float64)
 
 
-class _Contexts:
-    """Builds contexts of shoppers at the end of one day."""
+def _contexts(
+    model: ScoringModel, shoppers: pa.Table, encoders: "Encoders", day: date, *, sampler: Sampler
+) -> "Iterator[Context]":
+    """Yield the contexts of shoppers at the end of a day, in their order, a batch at a time."""
+    from recflow.models.context import context_of
 
-    def __init__(self, model: ScoringModel, encoders: "Encoders", day: date, sampler: Sampler) -> None:
-        item_ids = pq.read_table(model.items, columns=["item_id"])["item_id"].combine_chunks()
-        self._item_index = {item_id: index for index, item_id in enumerate(item_ids.to_pylist())}
-        self._item_features = encoders.item.transform(sampler.items(day, item_ids))  # (V, G)
-        self._encoders = encoders
-        self._length = model.history_length
-        self._day = day
-        self._sampler = sampler
-
-    def __call__(self, shoppers: pa.Table) -> "Context":
-        from recflow.models.context import context_of
-
-        known = self._sampler.histories(self._day, shoppers["user_id"])
-        at = pc.index_in(shoppers["user_id"], known["user_id"].combine_chunks()).to_pylist()
-        lists = known.select([f"history_{name}" for name in _Shopper._fields]).to_pydict()
-        rows = [_Shopper(*row) for row in zip(*lists.values(), strict=True)]
-        return context_of(
-            [_NOTHING if row is None else rows[row] for row in at],
-            shoppers.to_pylist(),
-            as_of_us=round(day_end(self._day).timestamp() * 1e6),
-            item_index=self._item_index,
-            user_encoder=self._encoders.user,
-            item_features=self._item_features,
-            history_length=self._length,
+    item_ids = pq.read_table(model.items, columns=["item_id"])["item_id"].combine_chunks()
+    item_index = {item_id: index for index, item_id in enumerate(item_ids.to_pylist())}
+    item_features = encoders.item.transform(sampler.items(day, item_ids))  # (V, G)
+    known = sampler.histories(day, shoppers["user_id"])
+    at = pc.index_in(shoppers["user_id"], known["user_id"].combine_chunks()).to_pylist()
+    lists = known.select([f"history_{name}" for name in _Shopper._fields]).to_pydict()
+    rows = [_Shopper(*row) for row in zip(*lists.values(), strict=True)]
+    histories = [_NOTHING if row is None else rows[row] for row in at]
+    for first in range(0, len(histories), _BATCH):
+        yield context_of(
+            histories[first : first + _BATCH],
+            shoppers.slice(first, _BATCH).to_pylist(),
+            as_of_us=round(day_end(day).timestamp() * 1e6),
+            item_index=item_index,
+            user_encoder=encoders.user,
+            item_features=item_features,
+            history_length=model.history_length,
         )

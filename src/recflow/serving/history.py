@@ -50,7 +50,7 @@ def merge_history(
     rows: list[tuple[int, str, str, float | None]] = []
     if stored is not None:
         rows += zip(stored.timestamps_us, stored.item_ids, stored.event_types, stored.quantities, strict=True)
-    was_full = len(rows) >= history_length
+    was_full = max(len(rows), len(recent)) >= history_length  # either is kept up to that length
     known = {row[:3] for row in rows}
     added = [(event.timestamp_us, event.item_id, event.event_type, event.quantity) for event in recent]
     added += [

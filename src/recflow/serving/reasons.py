@@ -173,7 +173,7 @@ def _together(items: NDArray[np.int32], history: EventColumns, tables: Tables) -
     """Find for each item the item of the history whose customers bought it in the largest share, and how many."""
     found = [(0, 0)] * len(items)
     own = np.unique(history.item_idx)
-    if not len(own):
+    if not len(own) or not len(items):
         return found
     place = np.full(len(tables.customers), -1, dtype=np.int64)
     place[items] = np.arange(len(items))

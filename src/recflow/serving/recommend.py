@@ -3,7 +3,8 @@
 Candidates are the whole catalogue: every model here scores all of it in a millisecond or two, exactly. What had to be
 left out is said in `fallback`:
 
-- `popularity`: nothing is known of the shopper, so the answer is what sells in the country, else in the shop;
+- `popularity`: nothing is known of what the shopper likes, so the answer is what sells in the country, else in the
+  shop;
 - `session_only`: the model saw only the events since the snapshot: the user is new or the online store is away;
 - `tables`: the model failed, and what is bought together answered instead.
 """
@@ -18,6 +19,7 @@ from recflow.console import log
 from recflow.errors import FeatureError
 from recflow.models.context import EventColumns, context_of
 from recflow.models.interactions import PURCHASE, top_k
+from recflow.schema import day_end
 from recflow.serving.bundle import Bundle
 from recflow.serving.feedback import EventLog
 from recflow.serving.history import ShopperHistory, merge_history
@@ -150,7 +152,7 @@ class Recommender:
             stored.user,
             self.event_log.recent(user_id=request.user_id, session_id=request.session_id),
             session,
-            snapshot_end=self.bundle.snapshot_end,
+            snapshot_end=max(self.bundle.snapshot_end, day_end(stored.day or self.bundle.until)),
             history_length=self.bundle.history_length,
         )
 
@@ -166,10 +168,10 @@ class Recommender:
         self, history: ShopperHistory, stored: Stored, country: str | None
     ) -> tuple[NDArray[np.float32], Fallback | None]:  # (V,)
         is_known = stored.user is not None and not is_stranger(stored.user)
-        if not is_known and not any(item_id in self.bundle.item_index for item_id in history.item_ids):
-            why = stored.failure or "nothing is known of this shopper"
+        if not any(item_id in self.bundle.item_index for item_id in history.item_ids):
+            unknown = "no item of the catalogue is in this shopper's history" if is_known else "an unknown shopper"
             scores = self.bundle.tables.popularity_scores(country)
-            return scores.astype(np.float32), Fallback(kind="popularity", why=why)
+            return scores.astype(np.float32), Fallback(kind="popularity", why=stored.failure or unknown)
         fallback = None
         if not is_known:
             why = stored.failure or "nothing is stored of this shopper"

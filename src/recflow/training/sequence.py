@@ -120,8 +120,18 @@ class SequenceTraining(pl.LightningModule):
     def training_step(self, batch: tuple[Batch, Targets], batch_idx: int) -> Tensor:
         """Return the cross-entropy."""
         inputs, targets = batch
-        log_p = F.log_softmax(self.model(inputs).float(), dim=-1)  # (B, V)
+        self._lo = self.model(inputs).float()
+        log_p = F.log_softmax(self._lo, dim=-1)  # (B, V)
         loss = -(log_p[targets.place, targets.item] * targets.weight).sum() / len(inputs.items)
+        import os
+        if os.environ.get("X_NEW"):
+            lo = self.model(inputs).float() if False else self._lo
+            seen = torch.zeros_like(lo, dtype=torch.bool); seen[inputs.pair_shopper, inputs.pair_item] = True
+            isnew = ~seen[targets.place, targets.item]
+            lp = F.log_softmax(lo.masked_fill(seen, -1e4), -1)
+            pl_, it = targets.place[isnew], targets.item[isnew]
+            c = torch.bincount(pl_, minlength=len(lo)).clamp(min=1)
+            loss = loss - float(os.environ["X_NEW"]) * (lp[pl_, it] / c[pl_]).sum() / len(lo)
         self._losses.append(loss.item())
         return loss
 
@@ -281,7 +291,22 @@ def _model(training_set: TrainingSet, encoders: Encoders, settings: TrainingSett
         heads=settings.heads,
         dropout=settings.dropout,
     )
-    return SequenceModel(config, torch.from_numpy(text))
+    m = SequenceModel(config, torch.from_numpy(text))
+    import os
+    if os.environ.get("X_SVD"):
+        from recflow.models.linear import preference_matrix
+        from scipy.sparse.linalg import svds
+        from scipy.sparse import diags
+        before = training_set._x_before
+        x = preference_matrix(training_set.interactions(before))
+        n = np.sqrt(np.asarray(x.multiply(x).sum(0)).ravel()) + 3
+        x = x @ diags(1 / n)
+        ur = np.sqrt(np.asarray(x.multiply(x).sum(1)).ravel()) + 1e-3
+        _, sv, vt = svds(x.astype(np.float64), k=settings.embedding_size, rng=np.random.default_rng(0))
+        v = vt.T * np.sqrt(sv)
+        v *= float(os.environ["X_SVD"]) / np.sqrt((v**2).sum(1).mean())
+        m.item_id.weight.data.copy_(torch.from_numpy(v.astype(np.float32)))
+    return m
 
 
 def _checkpoint(folder: Path, epoch: int) -> Path:

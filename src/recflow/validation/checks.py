@@ -9,6 +9,9 @@ An expectation never looks at nulls, except where it is about them: "where given
 null is a figure that isn't judged. Helper columns (`rows.py`, `profile.py`) are computed before, vectorized.
 """
 
+import contextlib
+import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -137,9 +140,18 @@ def batch_checks(settings: ValidationSettings) -> list[Check]:
 
 def _kinds() -> Any:
     """Return the library's expectations by class name; it doesn't export them in a way that type checkers follow."""
-    import great_expectations.expectations
+    with quiet():
+        import great_expectations.expectations
 
     return great_expectations.expectations
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the library's own deprecation warnings from the reader, who can do nothing about them."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _not_a_product(settings: ValidationSettings) -> Check:

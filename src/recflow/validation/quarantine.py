@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -20,6 +20,9 @@ from recflow.schema import STAGED_EVENTS, Days
 from recflow.settings import Settings
 from recflow.storage import Artifact, Storage
 from recflow.validation.fixes import FIXED_EVENTS, FIXES, locate, read_fixes
+
+if TYPE_CHECKING:
+    import numpy as np
 
 # Staged rows whose `raw` is new -> the same rows, in the same order, with all event columns and `parse_error` read
 # from it; day, batch and row id stay.
@@ -153,15 +156,19 @@ def _changed_rows(mended: pa.Table, day: date, *, file: Path, storage: Storage) 
             f"{file}: row {row['row_id']} of {row['batch']} isn't in quarantine on {day} (and {len(strangers) - 1} "
             "more). Export the day's rows again with `quarantine show --out`; nothing was put back."
         )
-    new = mended["raw"].to_pylist()
-    # What stands there now: the last fix, else the row as it came.
-    fixed_raw, staged_raw = fixed["raw"].to_pylist(), staged["raw"].take(pa.array(places)).to_pylist()
-    now = [fixed_raw[at] if at >= 0 else came for at, came in zip(before, staged_raw, strict=True)]
-    differs = pa.array([_readable(one) != _readable(other) for one, other in zip(new, now, strict=True)], pa.bool_())
-    rows = staged.take(pa.array(places)).append_column(
-        FIXED_EVENTS.field("replaced_raw"), pa.array(staged_raw, pa.string())
-    )
+    new = [_readable(raw) for raw in mended["raw"].to_pylist()]
+    # Left as it was exported, or mended like this before: nothing to do.
+    known = [_texts(quarantine, held), _texts(fixed, before)]
+    differs = pa.array([row not in others for row, *others in zip(new, *known, strict=True)], pa.bool_())
+    staged_raw = staged["raw"].take(pa.array(places))
+    rows = staged.take(pa.array(places)).append_column(FIXED_EVENTS.field("replaced_raw"), staged_raw)
     return rows.set_column(rows.column_names.index("raw"), STAGED_EVENTS.field("raw"), mended["raw"]).filter(differs)
+
+
+def _texts(table: pa.Table, positions: "np.ndarray") -> list[Any]:
+    """Return the rows as they stand at the positions of a table, readable; an empty text where there is none."""
+    found = table["raw"].take(pa.array(positions, mask=positions < 0)).fill_null("")
+    return [_readable(raw) for raw in found.to_pylist()]
 
 
 def _fixes(rows: pa.Table, parse: Reparse) -> pa.Table:

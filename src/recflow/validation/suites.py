@@ -4,17 +4,15 @@ The pandas engine is used because it hands back every failing row; the SQL engin
 and percentages, no values: `unexpected` values are never asked for, and the rows' positions are taken out before.
 """
 
-import contextlib
 import shutil
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from recflow.errors import RecflowError
 from recflow.schema import Days, day_end
-from recflow.validation.checks import Check
+from recflow.validation.checks import Check, quiet
 
 if TYPE_CHECKING:
     import numpy as np
@@ -58,7 +56,7 @@ class Suites:
 
     def __init__(self) -> None:
         """Open an empty context in memory, without progress bars."""
-        with _quiet():
+        with quiet():
             import great_expectations as gx
             from great_expectations.data_context.types.base import (
                 DataContextConfig,
@@ -84,7 +82,7 @@ class Suites:
         """
         import numpy as np
 
-        with _quiet():
+        with quiet():
             import great_expectations as gx
 
             suite = gx.ExpectationSuite(name=name, expectations=[check.expectation for check in checks])
@@ -107,7 +105,7 @@ class Suites:
 
     def write_docs(self, folder: Path, days: Days) -> None:
         """Write what all suites said as a static site with `index.html` into an existing folder."""
-        with _quiet():
+        with quiet():
             from great_expectations.core.run_identifier import RunIdentifier
             from great_expectations.data_context.types.resource_identifiers import (
                 ExpectationSuiteIdentifier,
@@ -134,11 +132,3 @@ def _site(folder: Path) -> Any:
         "store_backend": {"class_name": "TupleFilesystemStoreBackend", "base_directory": str(folder)},
         "site_index_builder": {"class_name": "DefaultSiteIndexBuilder", "show_cta_footer": False},
     }
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the library's own deprecation warnings from the reader, who can do nothing about them."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield

@@ -1,0 +1,117 @@
+"""The slot follows the alias: loads aside, swaps at once, and keeps what answers when the next one can't."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from prometheus_client import REGISTRY
+
+from recflow.errors import RegistryError
+from recflow.serving.bundle import Bundle
+from recflow.serving.feedback import EventLog
+from recflow.serving.online import OnlineStore
+from recflow.serving.recommend import Recommender
+from recflow.serving.slot import ModelSlot
+from recflow.settings import Settings
+from tests.serving import handmade
+from tests.serving.conftest import Built, FakeReader
+
+
+@dataclass(frozen=True)
+class Release:
+    version: str
+    folder: Path
+
+
+class FakeRegistry:
+    """An alias that tests move."""
+
+    def __init__(self) -> None:
+        self.release: Release | None = None
+        self.broken: Exception | None = None
+        self.fetched = 0
+
+    def version(self) -> str | None:
+        if self.broken:
+            raise self.broken
+        return self.release.version if self.release else None
+
+    def champion(self) -> Release | None:
+        self.fetched += 1
+        return self.release
+
+
+@pytest.fixture
+def registry() -> FakeRegistry:
+    return FakeRegistry()
+
+
+@pytest.fixture
+def slot(registry: FakeRegistry, reader: FakeReader, event_log: EventLog, settings: Settings) -> ModelSlot:
+    def recommender(bundle: Bundle, version: str) -> Recommender:
+        store = OnlineStore(lambda: reader, retry_seconds=0)
+        return Recommender(bundle, settings, version=version, store=store, event_log=event_log)
+
+    return ModelSlot(champion_version=registry.version, champion=registry.champion, recommender=recommender)
+
+
+@pytest.fixture
+def broken(built: Built, tmp_path: Path) -> Path:
+    folder = Path(shutil.copytree(built.folder, tmp_path / "broken"))
+    handmade.tamper_json(folder / "bundle.json", probe=[{"items": ["P00"], "scores": [99.0]}])
+    return folder
+
+
+def _count(name: str, **labels: str) -> float:
+    return REGISTRY.get_sample_value(name, labels) or 0.0
+
+
+def _move(registry: FakeRegistry, version: str, folder: Path) -> None:
+    registry.release = Release(version, folder)
+
+
+def test_before_the_first_promotion_nothing_answers(slot: ModelSlot) -> None:
+    assert slot.refresh() is False
+    assert slot.current is None
+
+
+def test_a_moved_alias_is_followed_once(slot: ModelSlot, registry: FakeRegistry, built: Built) -> None:
+    _move(registry, "1", built.folder)
+    assert [slot.refresh(), slot.refresh()] == [True, False]
+    assert slot.current.version == "1"
+    before = slot.current
+    _move(registry, "2", built.folder)
+    assert slot.refresh() is True
+    assert (slot.current.version, before.version) == ("2", "1")  # who holds the old one goes on with it
+    assert registry.fetched == 2
+    assert _count("recflow_model_version", version="1") == 0
+    assert _count("recflow_model_version", version="2") == 1
+
+
+def test_a_bundle_that_fails_its_probe_is_refused_once_and_the_old_one_goes_on(
+    slot: ModelSlot, registry: FakeRegistry, built: Built, broken: Path
+) -> None:
+    _move(registry, "1", built.folder)
+    slot.refresh()
+    refused = _count("recflow_swaps_total", outcome="refused")
+    _move(registry, "2", broken)
+    assert [slot.refresh(), slot.refresh(), slot.refresh()] == [False, False, False]
+    assert slot.current.version == "1"
+    assert registry.fetched == 2  # loading again wouldn't mend it
+    assert _count("recflow_swaps_total", outcome="refused") == refused + 1
+    _move(registry, "3", built.folder)
+    assert slot.refresh() is True
+    assert slot.current.version == "3"
+
+
+def test_a_registry_that_is_away_changes_nothing(slot: ModelSlot, registry: FakeRegistry, built: Built) -> None:
+    _move(registry, "1", built.folder)
+    slot.refresh()
+    _move(registry, "2", built.folder)
+    registry.broken = RegistryError("away")
+    assert slot.refresh() is False
+    assert slot.current.version == "1"
+    registry.broken = None
+    assert slot.refresh() is True
+    assert slot.current.version == "2"
