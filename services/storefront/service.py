@@ -8,6 +8,7 @@ what callers make up.
 import asyncio
 import contextlib
 import json
+import os
 import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -107,7 +108,11 @@ class Shop:
         """Follow the champion alias and other workers' events until cancelled."""
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(self.reading, self._warm_up)
+        parent = os.getppid()
         while True:
+            if os.getppid() != parent and not self.is_draining:
+                log.error("The process that started this worker is gone; the worker ends, too.")
+                os.kill(os.getpid(), signal.SIGTERM)
             try:
                 await loop.run_in_executor(self.watching, self.slot.refresh)
                 await loop.run_in_executor(self.writing, self.event_log.follow)

@@ -1,5 +1,6 @@
 """`recflow`: a verb a step, and the few that watch over them. Every failure is one paragraph and a non-zero exit."""
 
+import dataclasses
 import sys
 from collections.abc import Callable
 from datetime import date
@@ -150,10 +151,12 @@ def recommend(
     """Recommend in batch from the champion."""
     if (users is None) != all_users:
         _usage("Give either --users FILE or --all.")
+    from recflow.registry.versions import champion
     from recflow.serving.batch import recommend_batch, write_batch
 
+    settings = _settings()
     wanted = None if users is None else _lines(users)
-    write_batch(recommend_batch(wanted, k=k, new_only=new_only, settings=_settings()), out)
+    write_batch(recommend_batch(wanted, k=k, new_only=new_only, settings=settings, champion=champion(settings)), out)
     _say(str(out))
 
 
@@ -164,8 +167,7 @@ def serve(
     """Serve the champion over HTTP until Ctrl-C."""
     from recflow.serving.server import serve
 
-    settings = _settings()
-    serve(settings, port=settings.serving.port if port is None else port)
+    serve(_settings(), port=port)
 
 
 # -- data
@@ -234,7 +236,8 @@ def quarantine_replay(file: Annotated[Path, typer.Argument(help="Mended rows, as
     """Put mended rows back and run their days through to the online store again."""
     from recflow import pipeline
 
-    _say(pipeline.replay(file, _settings()))
+    fixed = pipeline.replay(file, _settings()).manifest
+    _say(f"{fixed['replayed']} rows put back, {fixed['unchanged']} left as they were; see `recflow quarantine list`.")
 
 
 # -- versions
@@ -245,7 +248,18 @@ def models_list(json: JsonOption = False) -> None:
     """List all versions, the newest first, and which one is served."""
     from recflow.registry.versions import list_versions
 
-    _table(list_versions(_settings()), as_json=json)
+    rows = [
+        {
+            "version": version.version,
+            "aliases": ", ".join(version.aliases),
+            "model": version.tags.get("candidate", ""),
+            "until": version.tags.get("until", ""),
+            "created": f"{version.created:%Y-%m-%d %H:%M}",
+            "follows": version.follows or "",
+        }
+        for version in list_versions(_settings())
+    ]
+    _table(rows, as_json=json)
 
 
 @models_app.command("show")
@@ -253,7 +267,7 @@ def models_show(version: Annotated[str, typer.Argument(help="A version's number,
     """Show a version's data, figures and verdict."""
     from recflow.registry.versions import show
 
-    _print_json(show(version, _settings()))
+    _print_json(dataclasses.asdict(show(version, _settings())))
 
 
 @models_app.command("promote")

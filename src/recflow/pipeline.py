@@ -9,6 +9,7 @@ Every step holds its own lease, is recorded with its seconds and peak memory, an
 import functools
 from collections.abc import Callable
 from datetime import date
+from pathlib import Path
 from typing import TypeVar
 
 from recflow.console import quiet_third_parties
@@ -19,7 +20,7 @@ from recflow.storage import Artifact, Storage
 
 quiet_third_parties()
 
-Subject = TypeVar("Subject", Days, date, str, None)
+Subject = TypeVar("Subject", Days, date, str, str | None, Path)
 
 
 def _step(function: Callable[[Subject, Settings], Artifact]) -> Callable[[Subject, Settings], Artifact]:
@@ -71,6 +72,23 @@ def materialize(days: Days, settings: Settings) -> Artifact:
     return materialize(days, settings)
 
 
+@_step
+def replay(file: Path, settings: Settings) -> Artifact:
+    """Mended rows of the quarantine -> their days, through to the online store; see `validation.quarantine`."""
+    from recflow.events.ingest import restage
+    from recflow.validation.quarantine import replay
+
+    fixed = replay(file, settings, parse=lambda rows: restage(rows, settings))
+    days = [date.fromisoformat(day) for day in fixed.manifest["days"]]
+    for day in days:
+        validate(Days.one(day), settings)
+    if days:
+        last = Days(min(days), Storage(settings).days("events")[-1])
+        build_features(last, settings)
+        materialize(last, settings)
+    return fixed
+
+
 # -- by the last day of data
 
 
@@ -94,9 +112,13 @@ def train(until: date, settings: Settings) -> Artifact:
 def evaluate(until: date, settings: Settings) -> Artifact:
     """Candidates and the live champion on the held-out days -> figures and a report; see `evaluation.evaluate`."""
     from recflow.evaluation.evaluate import evaluate
+    from recflow.registry.tracking import flatten, log_run
     from recflow.registry.versions import champion
 
-    return evaluate(until, champion(settings), settings)
+    evaluation = evaluate(until, champion(settings), settings)
+    for name, figures in evaluation.manifest["models"].items():
+        log_run(name, settings, metrics=flatten(figures), tags={"until": str(until), "step": "evaluate"})
+    return evaluation
 
 
 @_step

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
@@ -20,6 +21,7 @@ from recflow.evaluation.figures import read_figures, selection_scores
 from recflow.evaluation.holdout import open_holdout
 from recflow.evaluation.scoring import NotComparable, on_own_catalogue, unseen_weights
 from recflow.models.dataset import TrainingSet
+from recflow.models.features import Encoders, FeatureEncoder
 from recflow.models.heuristics import RepeatPurchase
 from recflow.models.interactions import PURCHASE, Context
 from recflow.settings import Settings
@@ -218,14 +220,28 @@ def test_a_champion_of_later_days_cannot_be_compared(
     assert "be compared" in report
 
 
+@pytest.mark.parametrize("lost", ["model/release/model.safetensors", "bundle.json", "encoder.json", "items.parquet"])
 def test_a_champion_that_cannot_be_loaded_is_a_reason_and_no_crash(
+    lost: str, settings: Settings, write_candidates: WriteCandidates, write_bundle: WriteBundle
+) -> None:
+    write_candidates({"popularity": popularity(BESTSELLERS)})
+    model = popularity(BESTSELLERS)
+    champion = write_bundle(ITEMS, release=model, holdout=model, until="2011-03-01", holdout_start="2011-02-21")
+    (champion.folder / lost).unlink()
+    entry = figures_of(settings, champion)["champion"]
+    assert lost.rsplit("/", 1)[-1] in entry["reason"]
+    assert entry["figures"] is None
+
+
+def test_a_champion_whose_features_are_gone_cannot_be_compared(
     settings: Settings, write_candidates: WriteCandidates, write_bundle: WriteBundle
 ) -> None:
     write_candidates({"popularity": popularity(BESTSELLERS)})
     model = popularity(BESTSELLERS)
     champion = write_bundle(ITEMS, release=model, holdout=model, until="2011-03-01", holdout_start="2011-02-21")
-    (champion.folder / "model" / "release" / "model.safetensors").unlink()
-    assert "model.safetensors" in figures_of(settings, champion)["champion"]["reason"]
+    gone = FeatureEncoder.fit(pa.table({"user_visits_7d": [1.0, 2.0]}), ["user_visits_7d"])
+    Encoders(user=gone).save(champion.folder / "encoder.json")
+    assert "user_visits_7d" in figures_of(settings, champion)["champion"]["reason"]
 
 
 def test_a_champion_fitted_on_the_future_is_refused_by_type() -> None:
@@ -315,6 +331,7 @@ def test_the_report_is_one_page_that_needs_nothing_else(settings: Settings, writ
     for name in ("ndcg", "differences", "slices"):
         assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     assert artifact.manifest["users"] == {"any": 3, "new": 2}
+    assert artifact.manifest["models"]["popularity"]["any"]["recall_at_10"] == 1
     json.loads((folder / "metrics.json").read_text(), parse_constant=lambda name: pytest.fail(name))
 
 

@@ -49,7 +49,8 @@ def _day(*lines: str, header: str = HEADER) -> bytes:
         pytest.param(_day(line(), line() + ",x", line()), ["line 3", "the line has 9"], id="long line in the middle"),
         pytest.param(_day(line(title='"A" B')), ["line 2", "no CSV"], id="text after a closing quote"),
         pytest.param(
-            _day(line().replace(",", ";"), header=HEADER.replace(",", ";")), ["with commas between", "separated by ';'"],
+            _day(line().replace(",", ";"), header=HEADER.replace(",", ";")),
+            ["with commas between", "separated by ';'"],
             id="semicolons",
         ),
         pytest.param(
@@ -61,7 +62,7 @@ def _day(*lines: str, header: str = HEADER) -> bytes:
             _day(header=HEADER.replace("Quantity", "Qty")), ["missing: Quantity", "extra: 'Qty'"], id="a column renamed"
         ),
         pytest.param(
-            _day(header="StockCode,InvoiceNo," + HEADER.split(",", 2)[2]), ["another order"], id="columns in another order"
+            _day(header="StockCode,InvoiceNo," + HEADER.split(",", 2)[2]), ["another order"], id="another order"
         ),
         pytest.param(
             _day(line(), line(title="VOUCHER £20")).decode().encode("cp1252"),
@@ -69,11 +70,11 @@ def _day(*lines: str, header: str = HEADER) -> bytes:
             id="Windows-1252",
         ),
         pytest.param(_day(line()).decode().encode("utf-16"), ["expected UTF-8", "0xFF in line 1"], id="UTF-16"),
-        pytest.param(_day(line()).decode().encode("utf-16-le"), ["expected UTF-8", "zero byte"], id="UTF-16 without mark"),
+        pytest.param(_day(line()).decode().encode("utf-16-le"), ["expected UTF-8", "zero byte"], id="UTF-16, no mark"),
         pytest.param(_day(line()) + "é".encode()[:1], ["truncated", "inside a character"], id="cut inside a character"),
-        pytest.param(_day(line()) + b"x" * 5_000_000, ["at most 65,536 bytes", "feed.max_line_bytes"], id="endless line"),
+        pytest.param(_day(line()) + b"x" * 5_000_000, ["at most 65,536 bytes"], id="endless line"),
         pytest.param(
-            _day(line(), line()).replace(b"\n", b"\r\n", 2), ["one kind of line end", "dos2unix"], id="two kinds of line end"
+            _day(line(), line()).replace(b"\n", b"\r\n", 2), ["one kind of line end", "dos2unix"], id="mixed ends"
         ),
     ],
 )  # fmt: skip
@@ -118,7 +119,7 @@ def test_path_that_is_no_folder_is_refused(tmp_path: Path, source: str) -> None:
         pytest.param(_day(line(), line("2")).replace(b"\n", b"\r\n"), id="CR LF throughout"),
         pytest.param(b"\xef\xbb\xbf" + _day(line(), line("2")), id="byte order mark"),
         pytest.param(_day(line(), "", line("2"), ""), id="blank lines"),
-        pytest.param(_day(line(), line("2"), header=",".join(f'"{name}"' for name in HEADER.split(","))), id="quoted header"),
+        pytest.param(_day(line(), line("2"), header='"' + HEADER.replace(",", '","') + '"'), id="quoted header"),
     ],
 )  # fmt: skip
 def test_harmless_ways_to_write_a_file_are_read(tmp_path: Path, content: bytes) -> None:

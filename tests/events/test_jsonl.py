@@ -56,8 +56,9 @@ def test_event_comes_in_as_it_is_and_missing_keys_are_null(tmp_path: Path) -> No
 
 def test_every_key_of_an_event_is_read(tmp_path: Path) -> None:
     full = {
-        **EVENT, "user_id": "u", "session_id": "s", "quantity": 2, "unit_price": 1.25, "currency": "GBP", "country": "FR",
-        "query": "tea", "rating": 4.5, "dwell_seconds": 3, "position": 7, "request_id": "r", "source": "till",
+        **EVENT, "user_id": "u", "session_id": "s", "quantity": 2, "unit_price": 1.25, "currency": "GBP",
+        "country": "FR", "query": "tea", "rating": 4.5, "dwell_seconds": 3, "position": 7, "request_id": "r",
+        "source": "till",
     }  # fmt: skip
     assert set(full) == set(EVENTS.names)
     [event], _ = _ingested(tmp_path, full)
@@ -110,9 +111,9 @@ def test_unknown_key_is_refused_with_the_nearest_known_one(tmp_path: Path) -> No
 
 
 def test_unknown_key_of_an_item_is_refused(tmp_path: Path) -> None:
-    settings = _write(tmp_path, EVENT, items=(ITEM | {"titel": "A"},))
+    settings = _write(tmp_path, EVENT, items=(ITEM | {"titles": "A"},))
     with pytest.raises(
-        FeedError, match=r"items/2011-03-01\.jsonl: line 1: unknown key 'titel'; did you mean 'title'\?"
+        FeedError, match=r"items/2011-03-01\.jsonl: line 1: unknown key 'titles'; did you mean 'title'\?"
     ):
         ingest(Days.one(DAY), settings)
 

@@ -155,8 +155,8 @@ def test_stock_notes_are_no_titles_even_on_sale_lines(tmp_path: Path, note: str)
 
 @pytest.mark.parametrize(
     "title",
-    ["POLYESTER FILLER PAD 40x40cm", "Dr. Jam's Arouzer Stress Ball", "*USB Office Mirror Ball", "3 TRADITIONAl CUTTERS",
-     "WET BAG BLUE", "CHECK SHIRT MUG", "Mug"],
+    ["POLYESTER FILLER PAD 40x40cm", "Dr. Jam's Arouzer Stress Ball", "*USB Office Mirror Ball",
+     "3 TRADITIONAl CUTTERS", "WET BAG BLUE", "CHECK SHIRT MUG", "Mug"],
 )  # fmt: skip
 def test_product_names_in_any_case_are_titles(tmp_path: Path, title: str) -> None:
     _, items, _ = ingested(tmp_path, line(title=title))

@@ -85,7 +85,9 @@ def items_table(events: pd.DataFrame) -> pd.DataFrame:
     return frame
 
 
-def write_lake(settings: Settings, events: pd.DataFrame, *, days: list[date], items: pd.DataFrame | None = None) -> None:
+def write_lake(
+    settings: Settings, events: pd.DataFrame, *, days: list[date], items: pd.DataFrame | None = None
+) -> None:
     """Write the given days of `events` and `items`; a day without events is empty."""
     storage = Storage(settings)
     items = items_table(events) if items is None else items

@@ -37,6 +37,6 @@ def bundle(tmp_path: Path) -> MakeBundle:
         (folder / "model").mkdir(parents=True)
         (folder / "bundle.json").write_text(text or name)
         (folder / "model" / "weights").write_bytes(bytes(range(256)))
-        return Artifact(str(folder), {"metrics": {"any": {"ndcg_at_10": 0.3}}})
+        return Artifact(str(folder), {"until": "2011-11-30", "metrics": {"any": {"ndcg_at_10": 0.3}}})
 
     return make

@@ -46,7 +46,7 @@ def stored_files(settings: Settings) -> set[Path]:
 
 def test_the_first_published_bundle_is_champion_with_its_files_whole(settings: Settings, bundle: MakeBundle) -> None:
     assert champion(settings) is None
-    version = publish(bundle("a"), settings, tags={"until": "2011-11-30"})
+    version = publish(bundle("a"), settings)
     served = champion(settings)
     assert served is not None
     assert (served.version, champion_version(settings), version) == ("1", "1", "1")
@@ -55,7 +55,27 @@ def test_the_first_published_bundle_is_champion_with_its_files_whole(settings: S
     kept = show("champion", settings)
     assert kept.tags == {"until": "2011-11-30"}
     assert kept.follows is None
-    assert connect(settings).get_run(kept.run_id).data.metrics == {"any/ndcg_at_10": 0.3}
+    assert kept.metrics == {"any/ndcg_at_10": 0.3}
+
+
+def test_a_row_of_the_list_in_plain_words(settings: Settings, bundle: MakeBundle) -> None:
+    publish(bundle("a"), settings)
+    publish(bundle("b"), settings)
+    second, first = [kept.row() for kept in list_versions(settings)]
+    assert (second["version"], second["alias"], second["follows"], second["until"]) == (
+        "2",
+        "champion",
+        "1",
+        "2011-11-30",
+    )
+    assert (first["alias"], first["follows"]) == ("", "")
+    assert second["promoted"].endswith(" UTC")
+
+
+def test_figures_and_tags_may_be_given(settings: Settings, bundle: MakeBundle) -> None:
+    publish(bundle("a"), settings, metrics={"speed": 2.0}, tags={"team": "blue"})
+    kept = show("1", settings)
+    assert (kept.metrics, kept.tags) == ({"speed": 2.0}, {"team": "blue"})
 
 
 def test_asking_for_the_champion_of_an_empty_home_creates_nothing(tmp_path: Path) -> None:

@@ -1,15 +1,15 @@
 """The real server over real HTTP: BentoML, MLflow's alias, Feast's online store, files of events."""
 
+import contextlib
 import json
-import os
 import signal
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
 from recflow.schema import Days
@@ -18,7 +18,11 @@ from recflow.serving.server import Server, running, start, wait_until_up
 from recflow.settings import Settings, load_settings
 from tests.serving import line_shop
 
-pytestmark = pytest.mark.servers
+pytestmark = [
+    pytest.mark.servers,
+    # mlflow 3 asks SQLAlchemy for a loader that is deprecated.
+    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated"),
+]
 USER = "12346.0"
 
 
@@ -31,7 +35,8 @@ class Shop:
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Shop:
     settings = load_settings(
-        home=tmp_path_factory.mktemp("storefront") / "var", serving={"drain_seconds": 0.5, "poll_seconds": 0.2}
+        home=tmp_path_factory.mktemp("storefront") / "var",
+        serving={"drain_seconds": 0.5, "poll_seconds": 0.2, "max_body_bytes": 500_000},
     )
     return Shop(settings, line_shop.prepare(settings))
 
@@ -162,7 +167,7 @@ def test_each_event_is_judged_by_itself(client: httpx.Client, champion: str) -> 
         ("POST", "/v1/recommend", b"[" * 10_000, 400, None),
         ("POST", "/v1/recommend", b"[]", 422, ""),
         ("POST", "/v1/recommend", b'{"k": 201}', 422, "k"),
-        ("POST", "/v1/recommend", b'{"k": 1e400}', 422, "k"),
+        ("POST", "/v1/recommend", b'{"k": 1e400}', 400, None),
         ("POST", "/v1/recommend", b'{"k": ' + b"9" * 5_000 + b"}", 422, "k"),
         ("POST", "/v1/recommend", b'{"session": [{"item_id": ""}]}', 422, "session.0.item_id"),
         ("POST", "/v1/recommend", b'{"filters": {"price_min": 2, "price_max": 1}}', 422, "filters"),
@@ -173,7 +178,7 @@ def test_each_event_is_judged_by_itself(client: httpx.Client, champion: str) -> 
         ("POST", "/v1/events", b'{"events": []}', 422, "events"),
         ("POST", "/v1/events", json.dumps({"events": [{}] * 1001}).encode(), 422, "events"),
         ("POST", "/v1/events", b'{"events": [{}]}', 422, "events.0.event_type"),
-        ("POST", "/v1/events", b"x" * 1_048_577, 413, None),
+        ("POST", "/v1/events", b"x" * 500_001, 413, None),
         ("GET", "/v1/recommend", b"", 405, None),
         ("DELETE", "/v1/model", b"", 405, None),
         ("POST", "/v1/nothing", b"{}", 404, None),
@@ -198,10 +203,8 @@ def test_a_body_that_grows_beyond_the_limit_is_cut_short(client: httpx.Client, c
         for _ in range(40):
             yield b"x" * 65_536
 
-    try:
+    with contextlib.suppress(httpx.TransportError):  # closed while we were still sending: as good
         assert problem(client.post("/v1/events", content=chunks()))["status"] == 413
-    except httpx.TransportError:
-        pass  # the connection was closed while we were still sending: as good
     assert client.get("/livez").status_code == 200
 
 
@@ -252,98 +255,87 @@ def test_a_promotion_is_served_without_restart_and_no_request_fails(
     assert server.process.poll() is None
 
 
-def test_without_the_online_store_it_answers_and_recovers(client: httpx.Client, shop: Shop, champion: str) -> None:
-    # Last: the store's file is moved under a running server.
-    database = shop.settings.home / "feast" / "online.db"
-    answer = ask(client, user_id=USER, k=5)
-    assert answer["fallback"] is None
-    assert database.exists()
+def test_killed_in_the_middle_of_writes_it_comes_back_with_every_acknowledged_event_and_ends_cleanly(
+    server: Server, shop: Shop, champion: str
+) -> None:
+    # The last test of the module: it ends the module's server.
+    acknowledged: list[str] = []
 
+    def post_many(part: int) -> None:
+        with httpx.Client(base_url=server.url, timeout=20) as own:
+            for number in range(100_000):
+                batch = [view(0, event_id=f"k{part}-{number}-{each}", user_id="killed") for each in range(25)]
+                try:
+                    assert post(own, *batch)["accepted"] == 25
+                except httpx.TransportError:
+                    return
+                acknowledged.extend(event["event_id"] for event in batch)
 
-def test_sigterm_drops_no_request_of_a_kept_alive_connection(shop: Shop, champion: str) -> None:
+    threads = [threading.Thread(target=post_many, args=(part,)) for part in range(3)]
+    for thread in threads:
+        thread.start()
+    (worker,) = psutil.Process(server.process.pid).children()
+    wait_for(lambda: len(acknowledged) > 500)
+    server.process.kill()  # first: it would start the worker anew
+    worker.kill()
+    for thread in threads:
+        thread.join(timeout=30)
+    found = whole_lines(shop.settings)
+    assert set(acknowledged) <= set(found)
+    assert len(found) == len(set(found))
+
     up = start(shop.settings, port=0)
     try:
         wait_until_up(up, ready=True)
-        statuses: list[int] = []
-        refused, not_ready = threading.Event(), threading.Event()
-
-        def burst() -> None:
-            with httpx.Client(base_url=up.url, timeout=20) as own:
-                while True:
-                    try:
-                        statuses.append(own.post("/v1/recommend", json={"user_id": USER, "k": 3}).status_code)
-                    except httpx.ConnectError:  # nobody listens any more: a new connection, not a dropped request
-                        refused.set()
-                        return
-
-        threads = [threading.Thread(target=burst) for _ in range(4)]
-        for thread in threads:
-            thread.start()
-        time.sleep(0.5)
-        up.process.send_signal(signal.SIGTERM)
-        wait_for(lambda: _status(up.url + "/readyz") == 503, 5)
-        not_ready.set()
-        for thread in threads:
-            thread.join(timeout=30)
-        assert refused.is_set()
-        assert len(statuses) > 20
-        assert set(statuses) == {200}
-        assert up.process.wait(20) == 0
+        assert on_disk(shop.settings) == found  # nothing torn is left, nothing whole is gone
+        with httpx.Client(base_url=up.url, timeout=20) as client:
+            assert post(client, view(0, event_id=acknowledged[-1], user_id="killed"))["duplicates"] == 1
+            assert ask(client, user_id="killed", k=1)["fallback"]["kind"] == "session_only"
+        end_under_load(up)
     finally:
         up.stop()
 
 
-def _status(url: str) -> int:
+def end_under_load(up: Server) -> None:
+    """Tell the server to end while callers hold connections: it turns them away and drops no request."""
+    statuses: list[int] = []
+    dropped: list[str] = []
+
+    def ask_on() -> None:
+        with httpx.Client(base_url=up.url, timeout=20) as own:
+            while True:
+                try:
+                    statuses.append(own.post("/v1/recommend", json={"user_id": USER, "k": 3}).status_code)
+                except httpx.ConnectError:  # nobody listens any more: no request was dropped
+                    return
+                except httpx.TransportError as error:
+                    dropped.append(repr(error))
+                    return
+
+    threads = [threading.Thread(target=ask_on) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    (worker,) = psutil.Process(up.process.pid).children()
+    wait_for(lambda: len(statuses) > 20)
+    up.process.send_signal(signal.SIGTERM)
+    wait_for(lambda: status_of(up.url + "/readyz") == 503, 5)
+    for thread in threads:
+        thread.join(timeout=30)
+    assert set(statuses) == {200}
+    assert dropped == []
+    assert up.process.wait(20) == 0
+    assert not worker.is_running()
+
+
+def status_of(url: str) -> int:
     try:
         return httpx.get(url, timeout=5).status_code
     except httpx.TransportError:
         return 0
 
 
-def test_sigkill_in_the_middle_of_writes_loses_no_acknowledged_event(shop: Shop, champion: str) -> None:
-    up = start(shop.settings, port=0)
-    try:
-        wait_until_up(up, ready=True)
-        acknowledged: list[str] = []
-
-        def burst(part: int) -> None:
-            with httpx.Client(base_url=up.url, timeout=20) as own:
-                for number in range(100_000):
-                    batch = [view(0, event_id=f"k{part}-{number}-{each}", user_id="killed") for each in range(25)]
-                    try:
-                        assert post(own, *batch)["accepted"] == 25
-                    except httpx.TransportError:
-                        return
-                    acknowledged.extend(event["event_id"] for event in batch)
-
-        threads = [threading.Thread(target=burst, args=(part,)) for part in range(3)]
-        for thread in threads:
-            thread.start()
-        wait_for(lambda: len(acknowledged) > 500)
-        os.killpg(up.process.pid, signal.SIGKILL)
-        for thread in threads:
-            thread.join(timeout=30)
-    finally:
-        up.stop()
-    found = on_disk_whole(shop.settings)
-    assert set(acknowledged) <= set(found)
-    assert len(found) == len(set(found))
-    with running(shop.settings, port=0) as again, httpx.Client(base_url=again.url, timeout=20) as client:
-        assert post(client, view(0, event_id=acknowledged[-1], user_id="killed"))["duplicates"] == 1
-        assert ask(client, user_id="killed", k=1)["fallback"]["kind"] == "session_only"
-    assert on_disk(shop.settings) == found  # nothing torn is left, nothing whole is gone
-
-
-def on_disk_whole(settings: Settings) -> list[str]:
+def whole_lines(settings: Settings) -> list[str]:
     """Return the ids of the lines that have an end."""
     folder = settings.home / "landing" / "feedback" / "events"
     texts = [file.read_text() for file in sorted(folder.glob("*.jsonl"))]
     return [json.loads(line)["event_id"] for text in texts for line in text[: text.rfind("\n") + 1].splitlines()]
-
-
-def test_settings_reach_the_server_whatever_its_environment(tmp_path: Path) -> None:
-    settings = load_settings(home=tmp_path / "var", serving={"blocked_item_ids": ["A", "B"], "max_body_bytes": 2048})
-    with running(settings, port=0, wait_ready=False) as up:
-        assert _status(up.url + "/livez") == 200
-        large = httpx.post(up.url + "/v1/events", content=b"x" * 2049, timeout=20)
-        assert large.status_code == 413

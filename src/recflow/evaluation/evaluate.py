@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recflow.console import log
-from recflow.evaluation.figures import CHAMPION, FILE, SELECTED_BY, list_lengths, measure
+from recflow.evaluation.figures import CHAMPION, FILE, list_lengths, measure
 from recflow.evaluation.holdout import TASKS, Holdout, open_holdout
 from recflow.evaluation.report import write_report
 from recflow.evaluation.scoring import Champion, Lists, NotComparable, candidate_lists, champion_lists
@@ -57,7 +57,7 @@ def evaluate(until: date, champion: Champion | None, settings: Settings) -> Arti
             "users": figures["users"],
             "champion": entry and entry["version"],
             "selection": figures["selection"],
-            "models": {name: _headline(model) for name, model in figures["models"].items()},
+            "models": {name: _values(model) for name, model in figures["models"].items()},
             "report": "report.html",
         }
     return storage.read_folder(NOUN, name)
@@ -83,5 +83,5 @@ def _title_vectors(training: TrainingSet, settings: Settings) -> NDArray[np.floa
     return title_vectors(training.items["title"].to_pylist(), encoder=settings.training.text_encoder)
 
 
-def _headline(model: dict[str, Any]) -> dict[str, float | None]:
-    return {f"{SELECTED_BY} ({task})": model[task][SELECTED_BY]["value"] for task in TASKS}
+def _values(model: dict[str, Any]) -> dict[str, dict[str, float | None]]:
+    return {task: {name: figure["value"] for name, figure in model[task].items()} for task in TASKS}

@@ -80,17 +80,16 @@ def champion_lists(champion: Champion, holdout: Holdout, *, k: int) -> tuple[Lis
         NotComparable: both its weights have seen the hold-out, or it needs features that aren't there any more.
     """
     folder = champion.folder
-    facts = json.loads((folder / "bundle.json").read_text(encoding="utf-8"))
-    weights = unseen_weights(
-        date.fromisoformat(facts["until"]), date.fromisoformat(facts["holdout_start"]), holdout.training.holdout_start
-    )
     try:
+        facts = json.loads((folder / "bundle.json").read_text(encoding="utf-8"))
+        until, own_holdout = (date.fromisoformat(facts[key]) for key in ("until", "holdout_start"))
+        weights = unseen_weights(until, own_holdout, holdout.training.holdout_start)
         encoders = Encoders.load(folder / "encoder.json")
         ranker = load_ranker(folder / "model" / weights)
         item_ids = pq.read_table(folder / "items.parquet", columns=["item_id"])["item_id"].to_pylist()
         score = on_own_catalogue(ranker, item_ids, holdout.training.item_ids)
         return rank(score, list(_contexts(holdout, encoders)), holdout, k=k), weights
-    except (FeatureError, BundleInvalid, OSError) as error:
+    except (FeatureError, BundleInvalid, OSError, KeyError, ValueError) as error:
         raise NotComparable(str(error)) from error
 
 

@@ -2,8 +2,10 @@
 
 import json
 import zipfile
+from collections.abc import Iterator
+from itertools import repeat
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import IO, TYPE_CHECKING, Final
 
 from recflow.console import log, track
 from recflow.errors import FeedError
@@ -12,7 +14,7 @@ from recflow.storage import write_json
 if TYPE_CHECKING:
     import httpx
 
-_CHUNK_BYTES: Final = 1 << 18
+_STEP_BYTES: Final = 1 << 18  # of the progress shown
 _CONNECT_SECONDS: Final = 10.0  # a machine without a way out has to find out soon
 _READ_SECONDS: Final = 60.0
 
@@ -77,10 +79,18 @@ def _fetch(client: "httpx.Client", url: str, part: Path, version: Path) -> bool:
         expected = int(response.headers.get("Content-Length", 0))
         log.info("downloading %s: %s bytes%s", url, f"{expected:,}", f" after the {kept:,} kept" if kept else "")
         with part.open("ab") as stream:
-            chunks = response.iter_raw(_CHUNK_BYTES)
-            for chunk in track(chunks, description="downloading", total=-(-expected // _CHUNK_BYTES)):
-                stream.write(chunk)
+            for _ in track(_save(response, stream), description="downloading", total=expected // _STEP_BYTES):
+                pass
     return True
+
+
+def _save(response: "httpx.Response", stream: IO[bytes]) -> Iterator[None]:
+    """Write what comes as it comes, so that an interruption loses none of it; yield once per step of progress."""
+    saved = 0
+    for piece in response.iter_raw():
+        stream.write(piece)
+        yield from repeat(None, (saved + len(piece)) // _STEP_BYTES - saved // _STEP_BYTES)
+        saved += len(piece)
 
 
 def _is_whole_zip(path: Path) -> bool:

@@ -125,9 +125,9 @@ def _read_csv(backend: "Backend", files: Sequence[FeedFile], max_line_bytes: int
     # an empty field stays an empty text.
     fields = ", ".join(f"coalesce({name}, '\x1a') AS {name}" for name in COLUMNS)
     return backend.con.sql(
-        f"SELECT {fields}, filename FROM read_csv([{paths}], columns = {{{columns}}}, auto_detect = false, header = true, delim = ',',"
-        " quote = '\"', escape = '\"', strict_mode = true, filename = true, hive_partitioning = false,"
-        f" nullstr = '\x1a', max_line_size = {max_line_bytes})"
+        f"SELECT {fields}, filename FROM read_csv([{paths}], columns = {{{columns}}}, auto_detect = false,"
+        " header = true, delim = ',', quote = '\"', escape = '\"', strict_mode = true, filename = true,"
+        f" hive_partitioning = false, nullstr = '\x1a', max_line_size = {max_line_bytes})"
     ).to_arrow_table()
 
 

@@ -199,7 +199,7 @@ def _choose_staples(
     users = len(aversion)
     period = np.array([one.period for one in FAMILIES])[catalogue.family]  # (I,)
     choices = np.flatnonzero((period > 0) & (catalogue.arrival == 0))
-    weights = np.exp(catalogue.log_popularity[choices])
+    weights = np.exp(0.5 * catalogue.log_popularity[choices])  # habits are more varied than fashions
     drawn = rng.choice(choices, (users, _STAPLE_CHOICES), p=weights / weights.sum())  # (U, K)
     rows = np.arange(users)[:, None]
     score = taste[rows, catalogue.family[drawn]] + liking[rows, catalogue.brand[drawn]]

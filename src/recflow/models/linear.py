@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
 _CHUNK = 1024  # items whose similarities are held at once
+_FACTOR_SHRINKAGE = 3.0  # about nine buyers: an item with fewer doesn't get a direction of full length
 _BACKOFF = 1e-6  # far below any learned score: popularity only orders what those leave equal
 
 
@@ -193,6 +194,31 @@ class EASE:
         model = cls(**{name: config[name] for name in ("regularization", "recency_days", "max_items")})
         model.items, model.weights, model.popularity = arrays["items"], arrays["weights"], arrays["popularity"]
         return model
+
+
+def item_factors(interactions: Interactions, size: int) -> NDArray[np.float32]:  # (V, D)
+    """Return vectors of items that lie near by where the same users wanted them; mean squared length 1.
+
+    The right singular vectors of X, each column over |x_i| + shrinkage and each row over its length, times the square
+    root of the singular values (PureSVD: Cremonesi, Koren and Turrin, RecSys 2010). Where there are fewer users or
+    items than `size`, the rest is 0.
+    """
+    from scipy.sparse import diags
+    from scipy.sparse.linalg import svds
+
+    wanted = preference_matrix(interactions).astype(np.float64)
+    factors = np.zeros((interactions.n_items, size), np.float32)
+    rank = min(size, min(wanted.shape) - 1)
+    if rank < 1 or not wanted.nnz:
+        return factors
+    by_item = wanted @ diags(1 / (np.sqrt(np.asarray(wanted.multiply(wanted).sum(axis=0)).ravel()) + _FACTOR_SHRINKAGE))
+    lengths = np.sqrt(np.asarray(by_item.multiply(by_item).sum(axis=1)).ravel())
+    even = diags(1 / np.maximum(lengths, 1e-12)) @ by_item
+    start = np.random.default_rng(0).standard_normal(min(wanted.shape))  # equal input, equal factors
+    _, values, vectors = svds(even, k=rank, v0=start)
+    found = vectors.T * np.sqrt(np.maximum(values, 0))
+    factors[:, :rank] = found / max(float(np.sqrt((found**2).sum(axis=1).mean())), 1e-12)
+    return factors
 
 
 def ease_weights(gram: NDArray[np.float32], regularization: float) -> NDArray[np.float32]:  # (M, M)

@@ -2,6 +2,7 @@
 
     token  = item (id + title + features) + type + age + quantity + place      one per event, newest last
     query  = the history as the shopper's features read it (attention of one query over all tokens)
+             + the mean direction of its items
     logit  = exp(s) cos(query, item) + bias(item features) + again(shopper, item) for items of the history
 
 The last term is what a plain sequence model lacks: most of what a shop's regulars buy they bought before, and
@@ -114,14 +115,22 @@ class SequenceModel(nn.Module):
 
     text: Tensor  # (V, T), of length 1 or 0
 
-    def __init__(self, config: SequenceConfig, text: Tensor) -> None:
-        """Make the weights; the torch seed decides where they start."""
+    def __init__(self, config: SequenceConfig, text: Tensor, factors: Tensor | None = None) -> None:
+        """Make the weights; the torch seed decides where they start.
+
+        Args:
+            config: the sizes.
+            text: title vectors (V, T).
+            factors: where the items' own embeddings start (V, D); without them, near 0.
+        """
         super().__init__()
         size, rate = config.embedding_size, config.dropout
         self.config = config
         self.register_buffer("text", text)
         self.item_id = nn.Embedding(config.n_items, size)
-        nn.init.normal_(self.item_id.weight, std=0.5 * size**-0.5)
+        nn.init.normal_(self.item_id.weight, std=0.1 * size**-0.5)
+        if factors is not None:
+            self.item_id.weight.data.add_(factors)
         self.item_text = nn.Linear(config.text_size, size, bias=False)
         self.item_facts = nn.Linear(config.n_item_features, size)
         self.event_type = nn.Embedding(len(EVENT_TYPES), size)
@@ -135,8 +144,8 @@ class SequenceModel(nn.Module):
         self.layers = nn.ModuleList(AttentionBlock(size, config.heads) for _ in range(config.layers))
         self.read_out = AttentionBlock(size, config.heads)
         self.query_norm = nn.LayerNorm(size)
-        self.bag_weight = nn.Parameter(torch.zeros(_AGE_BUCKETS))
-        self.bag_gate = nn.Parameter(torch.tensor(1.0))
+        self.age_weight = nn.Parameter(torch.zeros(_AGE_BUCKETS))  # log
+        self.taste_gate = nn.Parameter(torch.tensor(1.0))
         self.dropout = nn.Dropout(rate)
         self.log_scale = nn.Parameter(torch.tensor(2.3))  # exp: 10, cosines are in -1 to 1
         self.bias = nn.Sequential(nn.Linear(config.n_item_features, 32), nn.GELU(), nn.Linear(32, 1))
@@ -158,19 +167,23 @@ class SequenceModel(nn.Module):
         tokens = tokens + self.quantity(batch.quantities[..., None]) + self.place[-length:]
         query = self.shopper(batch.user_features)[:, None]  # (B, 1, D)
         tokens = torch.cat([self.token_norm(tokens), query], dim=1)
-        seen_events = batch.items > 0
+        is_read = batch.items > 0
         if self.training:  # whole events, not single numbers: a third of the time, and histories do have gaps
-            seen_events = seen_events & (torch.rand_like(batch.quantities) >= self.config.dropout)
-        mask = F.pad(seen_events, (0, 1), value=True)[:, None, None]  # (B, 1, 1, L + 1); the query is always seen
+            is_read = is_read & (torch.rand_like(batch.quantities) >= self.config.dropout)
+        mask = F.pad(is_read, (0, 1), value=True)[:, None, None]  # (B, 1, 1, L + 1); the query is always seen
         for layer in self.layers:
             tokens = layer(tokens, tokens, mask)
-        out: Tensor = self.dropout(self.query_norm(self.read_out(tokens[:, -1:], tokens, mask)[:, 0]))
-        import os
-        if os.environ.get("X_BAG"):
-            w = torch.where(seen_events, self.bag_weight[batch.ages].exp(), 0.0)
-            bag = (w[..., None] * F.normalize(seen, dim=-1)).sum(1)
-            out = F.normalize(out, dim=-1) + self.bag_gate * F.normalize(bag, dim=-1)
-        return out
+        read = self.dropout(self.query_norm(self.read_out(tokens[:, -1:], tokens, mask)[:, 0]))
+        return F.normalize(read, dim=-1) + self.taste_gate * self._taste(batch, seen, is_read)
+
+    def _taste(self, batch: Batch, seen: Tensor, is_read: Tensor) -> Tensor:
+        """Return the mean direction of the items of each history, weighted by learned weights of their age (B, D).
+
+        What alike shoppers bought lies near by from the start, see `item_factors`; attention would have to learn to
+        hand it through.
+        """
+        weights = torch.where(is_read, self.age_weight[batch.ages].exp(), 0.0)  # (B, L)
+        return F.normalize((weights[..., None] * F.normalize(seen, dim=-1)).sum(dim=1), dim=-1)
 
     def forward(self, batch: Batch, table: Tensor | None = None) -> Tensor:
         """Return the logits (B, V)."""

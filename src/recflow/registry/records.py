@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,6 +38,19 @@ class Version:
     run_id: str
     source: str
     tags: Mapping[str, str] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)  # `any/ndcg_at_10`; only `show` asks for them
+
+    def row(self) -> dict[str, str]:
+        """Return what a list of versions shows of this one, in plain words."""
+        return {
+            "version": self.version,
+            "alias": ", ".join(self.aliases),
+            "candidate": self.tags.get("candidate", ""),
+            "until": self.tags.get("until", ""),
+            "created": f"{self.created:%Y-%m-%d %H:%M} UTC",
+            "promoted": f"{self.promoted:%Y-%m-%d %H:%M} UTC" if self.promoted else "",
+            "follows": self.follows or "",
+        }
 
 
 @dataclass(frozen=True)
@@ -88,7 +101,7 @@ def list_versions(settings: Settings) -> list[Version]:
 
 
 def show(version: str, settings: Settings) -> Version:
-    """Return one version, by its number or by an alias.
+    """Return one version, by its number or by an alias, with its figures.
 
     Raises:
         RegistryError: there is no such version; the message names those that are there.
@@ -96,7 +109,8 @@ def show(version: str, settings: Settings) -> Version:
     versions = list_versions(settings)
     for found in versions:
         if version == found.version or version in found.aliases:
-            return found
+            with asking(f"show version {found.version}"):
+                return replace(found, metrics=connect(settings).get_run(found.run_id).data.metrics)
     known = ", ".join(found.version for found in versions) or "none"
     raise RegistryError(f"Model version '{version}' isn't in the registry; versions kept: {known}.")
 

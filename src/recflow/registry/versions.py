@@ -65,7 +65,8 @@ def publish(
     """Make a bundle the champion; return its version.
 
     The same content published again is the same version. Where settings ask for a person's approval the version
-    becomes `challenger` and waits for `promote`. Metrics default to those of the bundle's manifest.
+    becomes `challenger` and waits for `promote`. Metrics default to the `metrics` of the bundle's manifest, tags to
+    its plain values.
 
     Raises:
         BundleInvalid: the bundle can't be loaded or fails its probe.
@@ -75,6 +76,8 @@ def publish(
     content_hash = folder_hash(folder)
     verify(folder, expected_hash=content_hash, check=check)
     figures = flatten(bundle.manifest.get("metrics", {})) if metrics is None else metrics
+    if tags is None:
+        tags = {key: str(value) for key, value in bundle.manifest.items() if isinstance(value, str | int | float)}
     with writing(settings), _publishing(folder, settings):
         version = _known(content_hash, settings) or _store(folder, content_hash, settings, metrics=figures, tags=tags)
         stored = fetch_version(version, settings)
@@ -162,7 +165,7 @@ def _store(
     settings: Settings,
     *,
     metrics: Mapping[str, float],
-    tags: Mapping[str, str] | None,
+    tags: Mapping[str, str],
 ) -> str:
     """Copy a bundle into the artifact store and make it a version."""
     from mlflow.exceptions import MlflowException
@@ -183,7 +186,7 @@ def _store(
     with contextlib.suppress(MlflowException):  # it is there already, from the first version on
         client.create_registered_model(name)
     source = f"{run.info.artifact_uri}/{_ARTIFACT_PATH}"
-    stamp = {**(tags or {}), HASH: content_hash}
+    stamp = {**tags, HASH: content_hash}
     return str(client.create_model_version(name, source=source, run_id=run_id, tags=stamp).version)
 
 

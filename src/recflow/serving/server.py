@@ -30,11 +30,18 @@ class Server:
 
     def stop(self, *, drain_seconds: float = 0.0) -> None:
         """Ask it to end: it finishes what it has begun; what is left of it then is killed."""
+        import psutil
+
+        workers: list[psutil.Process] = []
         if self.process.poll() is None:
+            workers = psutil.Process(self.process.pid).children(recursive=True)
             self.process.send_signal(signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(_STOP_SECONDS + drain_seconds)
         end_session(self.process.pid)
+        for worker in workers:  # each is in a session of its own
+            with contextlib.suppress(psutil.NoSuchProcess):
+                worker.kill()
         self.process.wait()
 
     def is_ready(self) -> bool:

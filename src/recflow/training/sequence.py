@@ -27,11 +27,13 @@ from recflow.metrics import Relevant, ndcg_at_k
 from recflow.models.dataset import Rows, TrainingSet
 from recflow.models.features import Encoders
 from recflow.models.interactions import top_k
+from recflow.models.linear import item_factors
 from recflow.models.sequence import Batch, SequenceConfig, SequenceModel, SequenceRanker
 from recflow.models.text import title_vectors
 from recflow.settings import TrainingSettings
 
 MONITOR = "ndcg_at_10"
+_FACTOR_LENGTH = 2.0  # of the items' factors beside the title and feature parts, whose length is about 1
 _VALIDATION_EXAMPLES = 1000  # drawn from the window; its NDCG then has a standard error of about 0.007
 
 
@@ -120,18 +122,8 @@ class SequenceTraining(pl.LightningModule):
     def training_step(self, batch: tuple[Batch, Targets], batch_idx: int) -> Tensor:
         """Return the cross-entropy."""
         inputs, targets = batch
-        self._lo = self.model(inputs).float()
-        log_p = F.log_softmax(self._lo, dim=-1)  # (B, V)
+        log_p = F.log_softmax(self.model(inputs).float(), dim=-1)  # (B, V)
         loss = -(log_p[targets.place, targets.item] * targets.weight).sum() / len(inputs.items)
-        import os
-        if os.environ.get("X_NEW"):
-            lo = self.model(inputs).float() if False else self._lo
-            seen = torch.zeros_like(lo, dtype=torch.bool); seen[inputs.pair_shopper, inputs.pair_item] = True
-            isnew = ~seen[targets.place, targets.item]
-            lp = F.log_softmax(lo.masked_fill(seen, -1e4), -1)
-            pl_, it = targets.place[isnew], targets.item[isnew]
-            c = torch.bincount(pl_, minlength=len(lo)).clamp(min=1)
-            loss = loss - float(os.environ["X_NEW"]) * (lp[pl_, it] / c[pl_]).sum() / len(lo)
         self._losses.append(loss.item())
         return loss
 
@@ -211,6 +203,7 @@ def fit_sequence(
     *,
     settings: TrainingSettings,
     checkpoints: Path,
+    before: date | None = None,
     validation_cut: date | None = None,
     epochs: int | None = None,
 ) -> Fitted:
@@ -222,6 +215,7 @@ def fit_sequence(
         cuts: windows to learn from.
         settings: sizes and rates.
         checkpoints: folder for a checkpoint per epoch; equal arguments must come with an equal folder.
+        before: only events before this day decide where the items' embeddings start; without it, all.
         validation_cut: the window that decides when to stop; the weights of its best epoch are kept.
         epochs: without validation, how many to train.
     """
@@ -233,7 +227,7 @@ def fit_sequence(
         else Validation(training_set, encoders, validation_cut, seed=settings.seed)
     )
     torch.manual_seed(_seed(settings.seed, "weights", 0))
-    training = SequenceTraining(_model(training_set, encoders, settings), windows, validation)
+    training = SequenceTraining(_model(training_set, encoders, settings, before), windows, validation)
     callbacks: list[Callback] = [
         ModelCheckpoint(
             checkpoints, filename="{epoch}", save_top_k=-1, save_last=False, save_on_train_epoch_end=True
@@ -278,7 +272,9 @@ def _trainer(folder: Path, epochs: int, callbacks: list[Callback], settings: Tra
     )
 
 
-def _model(training_set: TrainingSet, encoders: Encoders, settings: TrainingSettings) -> SequenceModel:
+def _model(
+    training_set: TrainingSet, encoders: Encoders, settings: TrainingSettings, before: date | None
+) -> SequenceModel:
     text = title_vectors(training_set.items["title"].to_pylist(), encoder=settings.text_encoder)
     config = SequenceConfig(
         n_items=training_set.items.num_rows,
@@ -291,22 +287,8 @@ def _model(training_set: TrainingSet, encoders: Encoders, settings: TrainingSett
         heads=settings.heads,
         dropout=settings.dropout,
     )
-    m = SequenceModel(config, torch.from_numpy(text))
-    import os
-    if os.environ.get("X_SVD"):
-        from recflow.models.linear import preference_matrix
-        from scipy.sparse.linalg import svds
-        from scipy.sparse import diags
-        before = training_set._x_before
-        x = preference_matrix(training_set.interactions(before))
-        n = np.sqrt(np.asarray(x.multiply(x).sum(0)).ravel()) + 3
-        x = x @ diags(1 / n)
-        ur = np.sqrt(np.asarray(x.multiply(x).sum(1)).ravel()) + 1e-3
-        _, sv, vt = svds(x.astype(np.float64), k=settings.embedding_size, rng=np.random.default_rng(0))
-        v = vt.T * np.sqrt(sv)
-        v *= float(os.environ["X_SVD"]) / np.sqrt((v**2).sum(1).mean())
-        m.item_id.weight.data.copy_(torch.from_numpy(v.astype(np.float32)))
-    return m
+    factors = item_factors(training_set.interactions(before), settings.embedding_size)
+    return SequenceModel(config, torch.from_numpy(text), torch.from_numpy(_FACTOR_LENGTH * factors))
 
 
 def _checkpoint(folder: Path, epoch: int) -> Path:

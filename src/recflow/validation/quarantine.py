@@ -65,6 +65,7 @@ def show_quarantine(
 def replay(file: Path, settings: Settings, *, parse: Reparse) -> Artifact:
     """Mended rows -> `fixed_events`, ready for the next `validate` of their days; rows left as they were are skipped.
 
+    `days` of the manifest are all that the file names: what was kept by a run that died is validated by the next.
     All rows are looked at before the first is kept, and a day is kept whole. Replaying a file twice changes nothing.
 
     Raises:
@@ -83,7 +84,7 @@ def replay(file: Path, settings: Settings, *, parse: Reparse) -> Artifact:
     total, replayed = (sum(table.num_rows for table in group.values()) for group in (wanted, fixes))
     return Artifact(
         storage.table_uri(FIXES),
-        {"days": [str(day) for day in sorted(fixes)], "replayed": replayed, "unchanged": total - replayed},
+        {"days": [str(day) for day in sorted(wanted)], "replayed": replayed, "unchanged": total - replayed},
     )
 
 

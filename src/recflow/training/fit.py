@@ -1,0 +1,229 @@
+"""A training set -> every candidate, fitted twice: `holdout` on what was known before the hold-out, `release` on all.
+
+    candidates/<until>/
+        encoder.json                    of user and item features, fitted on examples before the hold-out
+        <candidate>/{holdout,release}/  what `Ranker.save` writes
+
+The sequence model is trained three times: once on the windows before the last one, which says after how many epochs
+to stop; then from scratch with that many epochs for either part. Work goes on where it was cut off: candidates that
+are finished stay in a folder aside, and the sequence model leaves a checkpoint an epoch, until all is in place.
+"""
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+from recflow.console import log
+from recflow.errors import MissingInput, TrainingError
+from recflow.models.dataset import TrainingSet
+from recflow.models.features import Encoders
+from recflow.models.heuristics import Popularity, RepeatPurchase
+from recflow.models.interactions import Interactions, Ranker
+from recflow.models.linear import EASE, ItemKNN
+from recflow.settings import Settings, TrainingSettings
+from recflow.storage import Artifact, Storage, write_json
+
+Part = Literal["holdout", "release"]
+PARTS: tuple[Part, ...] = ("holdout", "release")
+SEQUENCE = "sequence"
+
+_VERSION = 1  # of what the fitting code does: another number, and nothing finished earlier is taken over
+
+
+def train(until: date, settings: Settings) -> Artifact:
+    """Fit all candidates on the training set of `until`.
+
+    Raises:
+        MissingInput: the training set isn't there.
+        TrainingError: there are too few windows to learn from.
+    """
+    storage = Storage(settings)
+    training_set = TrainingSet.open(Path(storage.read_folder("training_sets", str(until)).uri))
+    key = _key(training_set, settings.training)
+    finished = _finished(storage, until, key)
+    if finished is not None:
+        log.info("  candidates of %s are there already", until)
+        return finished
+    work = _work_folder(storage, until, key)
+    fitting = Fitting(training_set, settings.training, work)
+    for part in PARTS:
+        for name in fitting.baselines:
+            fitting.fit_baseline(name, part)
+        fitting.fit_sequence(part)
+    with storage.writing_folder("candidates", str(until)) as (folder, manifest):
+        shutil.copyfile(work / "encoder.json", folder / "encoder.json")
+        for name in fitting.names:
+            for part in PARTS:
+                shutil.copytree(work / name / part, folder / name / part)
+        manifest |= {
+            "until": str(until),
+            "holdout_start": str(training_set.holdout_start),
+            "key": key,
+            "training_set": training_set.manifest["snapshot_hash"],
+            "settings": settings.training.model_dump(mode="json"),
+            "candidates": {name: fitting.facts(name) for name in fitting.names},
+        }
+    shutil.rmtree(work)
+    return Artifact(str(storage.folder("candidates", str(until))), manifest)
+
+
+class Fitting:
+    """One training set's candidates under way, in a folder that survives a kill."""
+
+    def __init__(self, training_set: TrainingSet, settings: TrainingSettings, work: Path) -> None:
+        """Fit the encoders, or take over those of an earlier try."""
+        self.training_set, self.settings, self.work = training_set, settings, work
+        self.baselines: dict[str, Callable[[Interactions, Part], Ranker]] = {
+            "popularity": lambda interactions, _: Popularity(days=settings.popularity_days).fit(interactions),
+            "repeat_purchase": lambda interactions, _: RepeatPurchase(
+                half_life_days=settings.repeat_half_life_days, popularity_days=settings.popularity_days
+            ).fit(interactions),
+            "item_knn": lambda interactions, _: ItemKNN(
+                neighbours=settings.knn_neighbours,
+                shrinkage=settings.knn_shrinkage,
+                popularity_days=settings.popularity_days,
+            ).fit(interactions),
+            "ease": lambda interactions, _: EASE(
+                regularization=settings.ease_regularization, max_items=settings.ease_max_items
+            ).fit(interactions),
+            "ease_recent": self._ease_recent,  # after `ease`, whose weights it takes
+        }
+        self.names = [*self.baselines, SEQUENCE]
+        self.cuts_before = training_set.training_cuts(ending_by=training_set.holdout_start)
+        if not self.cuts_before:
+            raise TrainingError(
+                f"Training set {training_set.until}: no window ends before the hold-out "
+                f"({training_set.holdout_start}). Prepare more days of data or choose a later `until`."
+            )
+        file = work / "encoder.json"
+        if not file.exists():
+            training_set.fit_encoders(self.cuts_before).save(file)
+        self.encoders = Encoders.load(file)
+
+    def fit_baseline(self, name: str, part: Part) -> None:
+        """Fit one of the baselines, unless that was done."""
+        self._once(name, part, lambda: (self.baselines[name](self._interactions(part), part), {}))
+
+    def fit_sequence(self, part: Part) -> None:
+        """Train the sequence model, unless that was done, for as many epochs as early stopping chose."""
+        self._search()  # outside of the part's seconds
+        self._once(SEQUENCE, part, lambda: self._trained(part))
+
+    def facts(self, name: str) -> dict[str, Any]:
+        """Return how a candidate's parts came about."""
+        parts = {part: json.loads(self._facts_file(name, part).read_text(encoding="utf-8")) for part in PARTS}
+        model = json.loads((self.work / name / "release" / "model.json").read_text(encoding="utf-8"))
+        facts: dict[str, Any] = {"class": model["class"], "config": model["config"], **parts}
+        if name == SEQUENCE:
+            facts["search"] = self._search()
+        return facts
+
+    def _ease_recent(self, interactions: Interactions, part: Part) -> Ranker:
+        ease = EASE.load(self.work / "ease" / part)
+        return ease.with_recency(interactions, days=self.settings.ease_recency_days)
+
+    def _interactions(self, part: Part) -> Interactions:
+        return self.training_set.interactions(self._before(part))
+
+    def _before(self, part: Part) -> date | None:
+        return self.training_set.holdout_start if part == "holdout" else None
+
+    def _trained(self, part: Part) -> tuple[Ranker, dict[str, Any]]:
+        from recflow.training.sequence import fit_sequence
+
+        epochs = self._search()["epochs"]
+        log.info("  sequence, %s: %d epochs", part, epochs)
+        fitted = fit_sequence(
+            self.training_set,
+            self.encoders,
+            self.cuts_before if part == "holdout" else self.training_set.cuts,
+            settings=self.settings,
+            checkpoints=self.work / "checkpoints" / part,
+            before=self._before(part),
+            epochs=epochs,
+        )
+        return fitted.ranker, {"epochs": epochs, "history": fitted.history}
+
+    def _search(self) -> dict[str, Any]:
+        """Return how many epochs to train, with the figures of each, found on the last window before the hold-out."""
+        file = self.work / "search.json"
+        if not file.exists():
+            write_json(file, self._searched())
+        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        return found
+
+    def _searched(self) -> dict[str, Any]:
+        from recflow.training.sequence import fit_sequence
+
+        *earlier, validation_cut = self.cuts_before
+        window = timedelta(days=int(self.training_set.manifest["window_days"]))
+        apart = [cut for cut in earlier if cut + window <= validation_cut]
+        # A young shop has no window apart from the validation's: one that overlaps tells less, but still when to stop.
+        cuts = apart or earlier
+        if not cuts:
+            return {"epochs": self.settings.max_epochs, "history": [], "seconds": 0.0, "validation_cut": None}
+        log.info("  sequence, search: %d windows, validated on the one from %s", len(cuts), validation_cut)
+        started = time.monotonic()
+        fitted = fit_sequence(
+            self.training_set,
+            self.encoders,
+            cuts,
+            settings=self.settings,
+            checkpoints=self.work / "checkpoints" / "search",
+            before=validation_cut,
+            validation_cut=validation_cut,
+        )
+        return {
+            "epochs": fitted.epochs,
+            "history": fitted.history,
+            "seconds": round(time.monotonic() - started, 2),
+            "validation_cut": str(validation_cut),
+        }
+
+    def _once(self, name: str, part: Part, fit: Callable[[], tuple[Ranker, dict[str, Any]]]) -> None:
+        """Fit and save aside, then put in place in one move; what is in place already stays."""
+        target = self.work / name / part
+        if target.exists():
+            return
+        aside = self.work / name / f".writing-{part}"
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        started = time.monotonic()
+        ranker, facts = fit()
+        ranker.save(aside)
+        seconds = round(time.monotonic() - started, 2)
+        write_json(self._facts_file(name, part), {"seconds": seconds, **facts})
+        aside.rename(target)
+        log.info("  %s, %s: %.1f s", name, part, seconds)
+
+    def _facts_file(self, name: str, part: Part) -> Path:
+        return self.work / "facts" / f"{name}-{part}.json"
+
+
+def _key(training_set: TrainingSet, settings: TrainingSettings) -> str:
+    """Return a hash of all that the candidates are a function of."""
+    content = [_VERSION, training_set.manifest["snapshot_hash"], settings.model_dump(mode="json")]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _finished(storage: Storage, until: date, key: str) -> Artifact | None:
+    try:
+        artifact = storage.read_folder("candidates", str(until))
+    except MissingInput:
+        return None
+    return artifact if artifact.manifest.get("key") == key else None
+
+
+def _work_folder(storage: Storage, until: date, key: str) -> Path:
+    """Return the folder of this work, as an earlier try left it; those of other training sets of the day go."""
+    work = storage.folder("candidates", f".work-{until}-{key}")
+    for stale in work.parent.glob(f".work-{until}-*"):
+        if stale != work:
+            shutil.rmtree(stale, ignore_errors=True)
+    work.mkdir(parents=True, exist_ok=True)
+    return work
