@@ -248,18 +248,7 @@ def models_list(json: JsonOption = False) -> None:
     """List all versions, the newest first, and which one is served."""
     from recflow.registry.versions import list_versions
 
-    rows = [
-        {
-            "version": version.version,
-            "aliases": ", ".join(version.aliases),
-            "model": version.tags.get("candidate", ""),
-            "until": version.tags.get("until", ""),
-            "created": f"{version.created:%Y-%m-%d %H:%M}",
-            "follows": version.follows or "",
-        }
-        for version in list_versions(_settings())
-    ]
-    _table(rows, as_json=json)
+    _table([version.row() for version in list_versions(_settings())], as_json=json)
 
 
 @models_app.command("show")

@@ -83,7 +83,9 @@ def assemble(
     offsets = ends[:, None] - length + np.arange(length)  # (B, L)
     filled = offsets >= starts[:, None]
     if len(events.item_idx) == 0:
-        events = EventColumns(np.zeros(1, np.int32), np.zeros(1, np.int64), np.zeros(1, np.int8), np.zeros(1, np.float32))
+        events = EventColumns(
+            np.zeros(1, np.int32), np.zeros(1, np.int64), np.zeros(1, np.int8), np.zeros(1, np.float32)
+        )
     offsets = np.where(filled, offsets, 0)
     ages = (moment_us - events.timestamp_us[offsets]) / _DAY_US
     return Context(

@@ -166,9 +166,7 @@ class TrainingSet:
         """Return the catalogue's features as of a cut; `until + 1` is a cut for this purpose."""
         return encoders.item.transform(self.item_features[cut])
 
-    def context(
-        self, rows: Rows, encoders: Encoders, *, item_features: NDArray[np.float32] | None = None
-    ) -> Context:
+    def context(self, rows: Rows, encoders: Encoders, *, item_features: NDArray[np.float32] | None = None) -> Context:
         """Return the context of examples of one cut: events before it, features as of it.
 
         Args:

@@ -227,7 +227,9 @@ class SequenceRanker:
         with torch.inference_mode():
             for first in range(0, len(context), _SCORING_BATCH):
                 rows = slice(first, first + _SCORING_BATCH)
-                part = {name: value if name == "item_features" else value[rows] for name, value in vars(context).items()}
+                part = {
+                    name: value if name == "item_features" else value[rows] for name, value in vars(context).items()
+                }
                 batch = Batch.of(Context(**part), length=self.model.config.sequence_length).to(device)
                 scores[rows] = self.model(batch, self._items(context, batch)).float().cpu().numpy()
         return scores

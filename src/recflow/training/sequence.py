@@ -77,7 +77,9 @@ class Windows(IterableDataset[tuple[Batch, Targets]]):
         batches = []
         for cut, rows in self.rows.items():
             shuffled = rng.permutation(rows)
-            batches += [(cut, np.sort(part)) for part in np.array_split(shuffled, -(-len(rows) // self.settings.batch_size))]
+            batches += [
+                (cut, np.sort(part)) for part in np.array_split(shuffled, -(-len(rows) // self.settings.batch_size))
+            ]
         for number in rng.permutation(len(batches)):
             cut, rows = batches[number]
             yield self.batch(cut, rows)
@@ -222,22 +224,16 @@ def fit_sequence(
     n_epochs = epochs or settings.max_epochs
     windows = Windows(training_set, encoders, cuts, settings=settings)
     validation = (
-        None
-        if validation_cut is None
-        else Validation(training_set, encoders, validation_cut, seed=settings.seed)
+        None if validation_cut is None else Validation(training_set, encoders, validation_cut, seed=settings.seed)
     )
     torch.manual_seed(_seed(settings.seed, "weights", 0))
     training = SequenceTraining(_model(training_set, encoders, settings, before), windows, validation)
     callbacks: list[Callback] = [
-        ModelCheckpoint(
-            checkpoints, filename="{epoch}", save_top_k=-1, save_last=False, save_on_train_epoch_end=True
-        )
+        ModelCheckpoint(checkpoints, filename="{epoch}", save_top_k=-1, save_last=False, save_on_train_epoch_end=True)
     ]
     if validation is not None:
         callbacks.append(
-            EarlyStopping(
-                MONITOR, mode="max", patience=settings.patience, check_on_train_epoch_end=True, verbose=False
-            )
+            EarlyStopping(MONITOR, mode="max", patience=settings.patience, check_on_train_epoch_end=True, verbose=False)
         )
     trainer = _trainer(checkpoints, n_epochs, callbacks, settings)
     with warnings.catch_warnings():
