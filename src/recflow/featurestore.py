@@ -422,7 +422,9 @@ def _newest_rows(view: "feast.FeatureView", storage: Storage, since: date | None
         newest = table.group_by(id_column).aggregate([("event_timestamp", "max")])
         newest = newest.filter(pc.invert(pc.is_in(newest[id_column], seen)))
         keys = pa.table({id_column: newest[id_column], "event_timestamp": newest["event_timestamp_max"]})
-        rows = table.select([id_column, "event_timestamp"]).append_column("row", pa.array(range(table.num_rows)))
+        rows = table.select([id_column, "event_timestamp"]).append_column(
+            "row", pa.array(range(table.num_rows), pa.int64())
+        )
         yield table.take(rows.join(keys, [id_column, "event_timestamp"], join_type="inner").sort_by("row")["row"])
         seen = pa.concat_arrays([seen, newest[id_column].combine_chunks()])
 

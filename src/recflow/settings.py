@@ -326,7 +326,8 @@ def _sentence(detail: Any) -> str:
     path = ".".join(str(part) for part in detail["loc"])
     if detail["type"] == "extra_forbidden":
         return f"Unknown setting '{path}'{_nearest(path, _names(Settings, '.'))}."
-    return f"Setting '{path}': {detail['msg'].lower()}; found {detail['input']!r}."
+    message = detail["msg"].removeprefix("Value error, ")
+    return f"Setting '{path}': {message[:1].lower()}{message[1:]}; found {detail['input']!r}."
 
 
 def _nearest(name: str, known: set[str]) -> str:

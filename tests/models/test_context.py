@@ -6,7 +6,7 @@ from numpy.testing import assert_allclose
 
 from recflow.models.context import context_of
 from recflow.models.features import FeatureEncoder
-from recflow.models.interactions import PURCHASE, RETURN, history_mask
+from recflow.models.interactions import PURCHASE, RETURN, Context, history_mask
 from recflow.models.repeats import repeat_pairs
 from tests.models.worlds import DAY_US, context_for, random_interactions
 
@@ -25,7 +25,7 @@ INDEX = {"A": 0, "B": 1, "C": 2}
 ENCODER = FeatureEncoder.fit(pa.table({"orders": [1, 3]}), ["orders"])
 
 
-def _context(*histories: Known, length: int = 4):  # type: ignore[no-untyped-def]  # noqa: ANN202
+def _context(*histories: Known, length: int = 4) -> Context:
     return context_of(
         histories,
         [{"orders": 3}] * len(histories),

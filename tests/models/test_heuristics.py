@@ -1,4 +1,3 @@
-import numpy as np
 from numpy.testing import assert_allclose
 
 from recflow.models.heuristics import Popularity, RepeatPurchase
@@ -29,4 +28,4 @@ def test_any_repeat_stands_above_any_popular_item() -> None:
     crowd = [(user, 0, 1.0) for user in range(1, 200)]
     known = interactions([(0, 1, 3000.0), *crowd], n_users=200, n_items=2)
     scores = RepeatPurchase(half_life_days=1).fit(known).score(context_for(known))[0]
-    assert np.argmax(scores) == 1 or scores[1] > scores[0]
+    assert scores[1] >= 1 > scores[0]

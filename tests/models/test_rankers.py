@@ -96,7 +96,7 @@ def test_a_shopper_is_scored_alike_alone_and_among_others(fitted: Ranker, contex
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(BundleInvalid, match="model.json"):
+    with pytest.raises(BundleInvalid, match=r"model\.json"):
         load_ranker(tmp_path)
 
 

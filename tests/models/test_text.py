@@ -1,3 +1,6 @@
+import sys
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
@@ -16,6 +19,20 @@ def test_titles_that_mean_the_same_lie_near() -> None:
     assert heart @ red_heart > 0.6 > 0.3 > heart @ lunch
 
 
-def test_an_encoder_that_isnt_there_is_named() -> None:
-    with pytest.raises(TrainingError, match="no/such/model"):
-        title_vectors(["mug"], encoder="/no/such/model")
+def test_an_encoder_that_isnt_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sentence_transformers", None)  # as where the extra isn't installed
+    with pytest.raises(TrainingError, match=r"some/model.*recflow\[sentence-transformers\]"):
+        title_vectors(["mug"], encoder="some/model")
+
+
+def test_another_encoder_is_asked_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Fake:
+        def __init__(self, name: str) -> None:
+            self.size = {"some/model": 3}[name]
+
+        def encode(self, texts: list[str], *, show_progress_bar: bool) -> np.ndarray:
+            return np.full((len(texts), self.size), 2.0)
+
+    monkeypatch.setitem(sys.modules, "sentence_transformers", SimpleNamespace(SentenceTransformer=Fake))
+    vectors = title_vectors(["mug", None], encoder="some/model")
+    assert_allclose(vectors, [[1 / 3**0.5] * 3, [0, 0, 0]], rtol=1e-6)

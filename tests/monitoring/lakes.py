@@ -14,6 +14,7 @@ from recflow.storage import Storage
 FIRST = date(2011, 3, 1)
 UNTIL = date(2011, 9, 12)  # 28 weeks: all windows of features are full
 CURRENT = pd.Timestamp("2011-08-16")  # the first of the last 28 days
+EVENTS_FROM = date(2011, 5, 24)  # 16 weeks: nothing older is compared
 _VISITS, _LINES, _USERS, _ITEMS = 40, 4, 600, 500
 _COUNTRIES = ("United Kingdom", "Germany", "France")
 
@@ -31,7 +32,7 @@ class Shop:
 
     def write(self, settings: Settings) -> None:
         storage = Storage(settings)
-        days = [FIRST + timedelta(days=offset) for offset in range((UNTIL - FIRST).days + 1)]
+        days = [EVENTS_FROM + timedelta(days=offset) for offset in range((UNTIL - EVENTS_FROM).days + 1)]
         schema = pa.schema([*EVENTS, pa.field("event_date", pa.date32())])
         events = self.events.assign(event_date=self.events["event_date"].dt.date)
         table = pa.Table.from_pandas(events, schema=schema, preserve_index=False)
@@ -54,11 +55,11 @@ def steady_shop(seed: int = 0) -> Shop:
 
 
 def _events(rng: np.random.Generator) -> pd.DataFrame:
-    n_days = (UNTIL - FIRST).days + 1
+    n_days = (UNTIL - EVENTS_FROM).days + 1
     visits = n_days * _VISITS
     visit = np.repeat(np.arange(visits), rng.poisson(_LINES - 1, visits) + 1)
     offset = visit // _VISITS
-    moment = pd.Timestamp(FIRST) + pd.to_timedelta(offset, "D")
+    moment = pd.Timestamp(EVENTS_FROM) + pd.to_timedelta(offset, "D")
     user = np.where(rng.random(visits) < 0.2, None, np.char.add("u", rng.integers(0, _USERS, visits).astype(str)))
     minutes = rng.integers(8 * 60, 18 * 60, visits)[visit]
     frame = pd.DataFrame({name: None for name in EVENTS.names}, index=range(len(visit)))

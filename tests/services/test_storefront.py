@@ -171,7 +171,7 @@ def test_each_event_is_judged_by_itself(client: httpx.Client, champion: str) -> 
         ("POST", "/v1/recommend", b'{"k": ' + b"9" * 5_000 + b"}", 400, None),
         ("POST", "/v1/recommend", b'{"session": [{"item_id": ""}]}', 422, "session.0.item_id"),
         ("POST", "/v1/recommend", b'{"filters": {"price_min": 2, "price_max": 1}}', 422, "filters"),
-        ("POST", "/v1/recommend", b'{"caf\xc3\xa9": 1}', 422, "caf\\xe9"),
+        ("POST", "/v1/recommend", b'{"\xc3\xa9": 1}', 422, "\\xe9"),
         ("POST", "/v1/recommend", b'{"user_id": "\\ud800"}', 400, None),
         ("POST", "/v1/similar", b"{}", 422, "item_id"),
         ("POST", "/v1/similar", b'{"item_id": "unheard of"}', 404, "item_id"),

@@ -103,9 +103,13 @@ def test_a_reason_whose_evidence_is_taken_away_is_gone(recommender: Recommender,
             _check(item, viewed, built.events, None, built)
 
 
-def test_what_was_only_viewed_is_said_to_be_viewed(recommender: Recommender) -> None:
-    answer = recommender.recommend(RecommendRequest(session=[{"item_id": "P05"}], k=1))
-    assert "BLUE LANTERN NUMBER 5, which you viewed, bought this too." in answer.items[0].reason.text
+def test_what_was_done_is_said_the_most_telling_first(recommender: Recommender) -> None:
+    def text(*done: str) -> str:
+        session = [{"item_id": "P05", "event_type": event_type} for event_type in done]
+        return recommender.recommend(RecommendRequest(session=session, k=1)).items[0].reason.text
+
+    assert "BLUE LANTERN NUMBER 5, which you viewed, bought this too." in text("view")
+    assert "BLUE LANTERN NUMBER 5, which you put into the cart, bought this too." in text("add_to_cart", "view")
 
 
 def test_counts_of_a_cut_history_are_lower_bounds(recommender: Recommender) -> None:

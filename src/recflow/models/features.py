@@ -22,7 +22,7 @@ Columns = Mapping[str, Sequence[Any]] | pa.Table
 
 @dataclass(frozen=True)
 class NumericColumn:
-    """A number, `sign(x) * log1p(|x|)`, standardized; null is 0, told apart by one more column where nulls were seen."""
+    """A number, `sign(x) * log1p(|x|)`, standardized; null is 0, and one more column tells where nulls were seen."""
 
     name: str
     mean: float

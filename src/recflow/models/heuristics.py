@@ -81,11 +81,13 @@ class RepeatPurchase:
     def score(self, context: Context) -> NDArray[np.float32]:  # (B, V)
         """Score repeats above 1 and the rest below."""
         width = len(self.popularity) + 1  # +1: column 0 takes the padding
-        weights = np.where(context.event_types == PURCHASE, 0.5 ** (context.ages_days / self.half_life_days), 0.0)
-        cells = np.arange(len(context))[:, None] * width + context.items
-        repeats = np.bincount(cells.ravel(), weights.ravel(), minlength=len(context) * width)
-        repeats = repeats.reshape(-1, width)[:, 1:].astype(np.float32)
-        return np.where(repeats > 0, 1 + repeats, self.popularity[None]).astype(np.float32)
+        is_purchase = (context.event_types == PURCHASE) & (context.items > 0)
+        cells = (np.arange(len(context))[:, None] * width + context.items)[is_purchase]
+        weights = 0.5 ** (context.ages_days[is_purchase] / self.half_life_days)
+        scores = np.repeat(np.concatenate([[0], self.popularity])[None], len(context), axis=0)  # (B, 1 + V)
+        scores.ravel()[cells] = 1
+        np.add.at(scores.ravel(), cells, weights)
+        return scores[:, 1:].astype(np.float32)
 
     def save(self, folder: Path) -> None:
         """Write the model's two files."""

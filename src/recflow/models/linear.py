@@ -50,7 +50,7 @@ class ItemKNN:
         """Set the model's parameters.
 
         Args:
-            neighbours: kept for each item.
+            neighbours: kept for each item; ties with the last one stay too.
             shrinkage: pulls similarities of items with few buyers to 0.
             popularity_days: window of the popularity that orders items without a neighbour in the history.
         """

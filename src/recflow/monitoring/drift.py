@@ -60,7 +60,7 @@ def watch_drift(until: date, champion: Champion | None, settings: Settings) -> A
         scores, note = _scores(until, champion, windows, sampler, settings)
         columns += scores
         movements = measure(columns, settings.drift, html=folder / "drift.html", json=folder / "drift.json")
-        judgement = judge(movements, _tallies(sampler), settings.drift)
+        judgement = judge(movements, _tallies(sampler), until, settings.drift)
         draw_moved(columns, judgement.movements, folder / "moved.png")
         manifest |= _manifest(until, champion, windows, judgement, settings)
         manifest["sentences"] += [note] if note else []

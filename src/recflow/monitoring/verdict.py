@@ -10,9 +10,10 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date, timedelta
 from typing import TYPE_CHECKING, Literal
 
-from recflow.monitoring.effects import Movement
+from recflow.monitoring.effects import Level, Movement
 from recflow.monitoring.samples import FEATURE_TABLES, Part
 from recflow.settings import DriftSettings
 
@@ -37,6 +38,7 @@ class Judgement:
 def judge(
     movements: Sequence[Movement],
     tallies: "Mapping[str, tuple[pd.DataFrame, pd.DataFrame]]",
+    until: date,
     settings: DriftSettings,
 ) -> Judgement:
     """Apply the rules.
@@ -44,9 +46,14 @@ def judge(
     Args:
         movements: of the sampled columns.
         tallies: by table, reference and current: see `Sampler.tallies`.
+        until: the last day.
         settings: the thresholds.
     """
-    tallied = [*_volume(*tallies["events"], settings), *_emptied(tallies, settings)]
+    tallied = [
+        *_volume(*tallies["events"], settings),
+        *_vanished(*tallies["events"], until, settings),
+        *_emptied(tallies, settings),
+    ]
     everything = sorted([*movements, *tallied], key=lambda movement: -movement.value / movement.threshold)
     found: dict[Verdict, list[str]] = {
         "block": [_sentence(movement) for movement in everything if movement.level == "broken"],
@@ -91,40 +98,52 @@ def _count(judged: Sequence[Movement], moved: Sequence[Movement]) -> str:
 
 
 def _volume(reference: "pd.DataFrame", current: "pd.DataFrame", settings: DriftSettings) -> list[Movement]:
-    """Compare events an open day; look at the newest seven open days for what is gone."""
+    """Compare events an open day: closed days say nothing about how busy the others are."""
     if not len(reference):
         return []
     before = float(reference["rows"].mean())
-    now = float(current["rows"].mean()) if len(current) else 0.0
-    if not now:
-        return [_broken("volume", f"{before:,.0f} events an open day", "no event at all", value=1.0, threshold=1.0)]
+    words = f"{before:,.0f} events an open day"
+    if not len(current):
+        return [_broken("volume", words, "no event at all", value=1.0, threshold=1.0)]
+    now = float(current["rows"].mean())
     factor = max(now / before, before / now)
-    level: Literal["still", "moved", "far"] = (
-        "far" if factor >= settings.volume_far else "moved" if factor >= settings.volume_moved else "still"
-    )
-    words = (f"{before:,.0f} events an open day", f"{now:,.0f} events an open day")
-    found = [Movement("volume", "events", "ratio", round(factor, 4), settings.volume_moved, level, *words)]
-    newest = current.tail(_WEEK)
-    latest = float(newest["rows"].mean())
-    if latest * settings.volume_broken < before:
-        fall = before / latest
-        sentence = f"{latest:,.0f} in the newest week"
-        found.append(_broken("volume", words[0], sentence, value=fall, threshold=settings.volume_broken))
+    level: Level = "far" if factor >= settings.volume_far else "moved" if factor >= settings.volume_moved else "still"
+    return [
+        Movement(
+            column="volume",
+            part="events",
+            statistic="ratio",
+            value=round(factor, 4),
+            threshold=settings.volume_moved,
+            level=level,
+            reference=words,
+            current=f"{now:,.0f} events an open day",
+        )
+    ]
+
+
+def _vanished(
+    reference: "pd.DataFrame", current: "pd.DataFrame", until: date, settings: DriftSettings
+) -> list[Movement]:
+    """Look at the newest calendar week for a volume that collapsed and for a main event type that is gone.
+
+    A week without any open day is left alone: shops close for the holidays.
+    """
+    newest = current[current["event_date"] > until - timedelta(days=_WEEK)]
+    if not len(reference) or not len(newest):
+        return []
+    found = []
+    before, now = float(reference["rows"].mean()), float(newest["rows"].mean())
+    if now * settings.volume_broken < before:
+        words = (f"{before:,.0f} events an open day", f"{now:,.0f} in the newest week")
+        found.append(_broken("volume", *words, value=before / now, threshold=settings.volume_broken))
     kinds = [name for name in reference.columns if name.startswith(_KIND)]
     main = reference[kinds].sum().idxmax()
-    share_before = float(reference[main].sum() / reference["rows"].sum())
-    share_now = float(newest[main].sum() / newest["rows"].sum())
+    share_before, share_now = (float(side[main].sum() / side["rows"].sum()) for side in (reference, newest))
     if share_now < settings.main_event_share:
-        name = main.removeprefix(_KIND)
-        found.append(
-            _broken(
-                "event_type",
-                f"{share_before:.0%} of the events were {name}s",
-                f"{share_now:.0%} in the newest week",
-                value=share_before - share_now,
-                threshold=share_before - settings.main_event_share,
-            )
-        )
+        words = (f"type {main.removeprefix(_KIND)} was {share_before:.0%}", f"{share_now:.0%} in the newest week")
+        fall, enough = share_before - share_now, share_before - settings.main_event_share
+        found.append(_broken("event_type", *words, value=fall, threshold=enough))
     return found
 
 
@@ -153,7 +172,7 @@ def _emptied(tallies: "Mapping[str, tuple[pd.DataFrame, pd.DataFrame]]", setting
                         threshold=settings.missing_broken,
                         level="broken",
                         reference=f"{before:.0%} missing",
-                        current=f"{now:.0%} missing on the newest day",
+                        current=f"{now:.0%} missing of late",
                     )
                 )
     return found

@@ -24,12 +24,12 @@ from recflow.serving.tables import Tables
 from recflow.serving.types import Reason
 
 _POPULAR_SHARE = 0.1  # of the items sold in the window: what a shop would call its bestsellers
-_VERBS = {
+_VERBS = {  # what says most comes first: who bought and then viewed has bought
     "purchase": "bought",
-    "return": "returned",
-    "view": "viewed",
-    "click": "clicked on",
     "add_to_cart": "put into the cart",
+    "click": "clicked on",
+    "view": "viewed",
+    "return": "returned",
 }
 
 
@@ -115,7 +115,7 @@ def _bought_together(
     return Reason(
         kind="bought_together",
         text=f"{customers} of the {evidence.tables.customers[other]} customers who bought {evidence.name(other)}, "
-        f"which you {_last_verb(other, history)}, bought this too.",
+        f"which you {_verb(other, history)}, bought this too.",
         item_id=evidence.item_ids[other],
         count=customers,
         share=round(share, 4),
@@ -125,7 +125,7 @@ def _bought_together(
 def _similar_title(near: int, cosine: float, history: EventColumns, evidence: Evidence) -> Reason:
     return Reason(
         kind="similar_title",
-        text=f"Like {evidence.name(near)}, which you {_last_verb(near, history)}.",
+        text=f"Like {evidence.name(near)}, which you {_verb(near, history)}.",
         item_id=evidence.item_ids[near],
         share=round(cosine, 4),
     )
@@ -208,8 +208,9 @@ def _alike(items: NDArray[np.int32], history: EventColumns, vectors: NDArray[np.
     return [(int(own[column]), float(cosines[row, column])) for row, column in enumerate(best.tolist())]
 
 
-def _last_verb(item: int, history: EventColumns) -> str:
-    return _VERBS[EVENT_TYPES[int(history.event_type[history.item_idx == item][-1])]]
+def _verb(item: int, history: EventColumns) -> str:
+    done = {EVENT_TYPES[code] for code in history.event_type[history.item_idx == item]}
+    return next(verb for event_type, verb in _VERBS.items() if event_type in done)
 
 
 def _times(count: int) -> str:

@@ -112,9 +112,14 @@ class SequenceTraining(pl.LightningModule):
         self.windows.epoch = self.current_epoch
         return DataLoader(self.windows, batch_size=None)
 
-    def on_train_epoch_start(self) -> None:
-        """Seed dropout by the epoch: a resumed run draws what an uninterrupted one would have drawn."""
-        torch.manual_seed(_seed(self.windows.settings.seed, "epoch", self.current_epoch))
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Seed dropout by the batch: a resumed run draws what an uninterrupted one would have drawn.
+
+        By the epoch isn't enough: making the loader's iterator draws too, on resuming at another moment.
+        """
+        torch.manual_seed(
+            _seed(self.windows.settings.seed, "batch", self.current_epoch * len(self.windows) + batch_idx)
+        )
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Move both halves of a batch."""
