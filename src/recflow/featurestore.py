@@ -11,6 +11,8 @@ Two of Feast's ways are not taken, both tried and measured:
 - SQLite's default journal lets a writer block readers; write-ahead logging doesn't.
 """
 
+import os
+import tempfile
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import date, timedelta
@@ -236,7 +238,9 @@ def open_reader(settings: Settings) -> Reader:
             f"online store: nothing was materialized yet below {_folder(settings)}. "
             f"Run `recflow run materialize` first."
         )
-    return Reader(store)
+    reader = Reader(store)
+    reader.users([""])  # the first read opens the database: not while a shopper waits
+    return reader
 
 
 # -- offline
@@ -306,7 +310,26 @@ def _is_local(storage: Storage) -> bool:
 def _store(settings: Settings) -> "feast.FeatureStore":
     from feast import FeatureStore
 
+    _import_metrics()
     return FeatureStore(config=repo_config(settings))
+
+
+def _import_metrics() -> None:
+    """Import Feast's metrics, which the first read would, and take back what that does to the environment.
+
+    It points prometheus_client at a temporary folder, for this process and, inherited, for an endpoint started by it.
+    """
+    import prometheus_client  # noqa: F401  before: values stay in memory unless somebody asked for files
+
+    names = ("PROMETHEUS_MULTIPROCESS_DIR", "PROMETHEUS_MULTIPROC_DIR")
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.setdefault(names[0], before[names[1]] or tempfile.gettempdir())
+    try:
+        import feast.metrics  # noqa: F401
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
 
 
 def _registered(settings: Settings) -> "feast.FeatureStore":

@@ -9,7 +9,7 @@ import json
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +34,11 @@ _PROGRAMS: Mapping[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Servers:
-    """What runs: the address of the web page and the REST API, and the admin's password."""
+    """What runs: the address of the web page and the REST API, the admin's password, and the programs by name."""
 
     address: str
-    password: str
+    password: str = field(repr=False)
+    programs: Mapping[str, "subprocess.Popen[bytes]"]
 
 
 def start_servers(settings: Settings) -> Servers:
@@ -63,9 +64,10 @@ def start_servers(settings: Settings) -> Servers:
         _wait_until_healthy(address, running, settings)
     except BaseException:
         stop_servers(settings)
+        _reap(running)
         raise
     home = Path(variables["AIRFLOW_HOME"])
-    return Servers(address, json.loads((home / "passwords.json").read_text(encoding="utf-8"))["admin"])
+    return Servers(address, json.loads((home / "passwords.json").read_text(encoding="utf-8"))["admin"], running)
 
 
 def stop_servers(settings: Settings) -> None:
@@ -83,10 +85,18 @@ def stop_servers(settings: Settings) -> None:
 @contextlib.contextmanager
 def servers(settings: Settings) -> Iterator[Servers]:
     """Hold the servers while a block runs."""
+    started = start_servers(settings)
     try:
-        yield start_servers(settings)
+        yield started
     finally:
         stop_servers(settings)
+        _reap(started.programs)
+
+
+def _reap(programs: Mapping[str, "subprocess.Popen[bytes]"]) -> None:
+    """Take note of the end of programs that this process started, so that none stays as a zombie."""
+    for program in programs.values():
+        program.wait()
 
 
 def _start(

@@ -103,7 +103,7 @@ class TrainingSettings(_Section):
     learning_rate: float = Field(default=2e-3, gt=0)  # peak of AdamW's, after a warm-up of a tenth of the first epoch
     weight_decay: float = Field(default=0.01, ge=0)
     batch_size: int = Field(default=256, ge=1)  # shoppers of one cut that are learned from together
-    max_epochs: int = Field(default=6, ge=1)
+    max_epochs: int = Field(default=5, ge=1)
     patience: int = Field(default=2, ge=1)  # epochs without a better validation figure before it stops
 
 

@@ -13,7 +13,13 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 TASKS = ("any", "new")
-SHOWN_METRICS = ("ndcg_at_10", "recall_at_20", "coverage_at_20")
+SHOWN = (  # header, task, metric; five columns fit a terminal of 80
+    ("ndcg@10 any", "any", "ndcg_at_10"),
+    ("recall@20 any", "any", "recall_at_20"),
+    ("coverage any", "any", "coverage_at_20"),
+    ("ndcg@10 new", "new", "ndcg_at_10"),
+    ("recall@20 new", "new", "recall_at_20"),
+)
 
 _MOVED_SHOWN = 12
 
@@ -161,10 +167,9 @@ def _data_tables(summary: Mapping[str, Any]) -> "list[RenderableType]":
 def _model_tables(summary: Mapping[str, Any]) -> "list[RenderableType]":
     from rich.text import Text
 
-    columns = [f"{metric} {task}|" for task in TASKS for metric in SHOWN_METRICS]
-    models = _table("Models on the held-out days", "model", *columns)
+    models = _table("Models on the held-out days", "model", *(f"{header}|" for header, _, _ in SHOWN))
     for row in summary["models"]:
-        figures = [row[task].get(metric) for task in TASKS for metric in SHOWN_METRICS]
+        figures = [row[task].get(metric) for _, task, metric in SHOWN]
         models.add_row(row["model"], *("" if figure is None else f"{figure:.3f}" for figure in figures))
     drift = _table(f"Drift: {summary['drift']['verdict']}", "column", "of", "statistic", "value|", "threshold|", "")
     moved = summary["drift"]["moved"]

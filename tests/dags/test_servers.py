@@ -13,7 +13,7 @@ import pytest
 from recflow.schema import Days
 from recflow.servers import servers
 from recflow.settings import Settings, load_settings
-from tests.dags.test_runs import SMALL, Line
+from tests.demo_run import SMALL, champion_of
 from tests.shops import invoice_lines, write_invoice_days
 
 pytestmark = pytest.mark.servers
@@ -61,7 +61,7 @@ def test_assets_carry_a_run_on_to_a_promoted_version(rest: httpx.Client, shop: t
     _wait(lambda: _states(rest, "publish") == ["success"], LINE_SECONDS)
     _wait(lambda: _states(rest, "watch_drift") == ["success"], 60)
     assert _states(rest, "prepare_data") == ["success"]
-    assert Line(settings, days).champion() == "1"
+    assert champion_of(settings) == "1"
 
 
 def _trigger(rest: httpx.Client, conf: dict[str, str]) -> httpx.Response:

@@ -189,13 +189,22 @@ def test_a_new_feature_in_later_snapshots_is_compared_where_it_is(shop: Shop, wa
     assert ("user_added_7d", "far") in moved(manifest)
 
 
-def test_a_window_that_reaches_before_the_first_day_is_not_compared(shop: Shop, watch: Watch) -> None:
-    first = shop.items["event_date"].min()  # 2011-03-07; 90 days are full from 2011-06-04
-    shop.items = shop.items[shop.items["event_date"] >= first]
+def test_a_window_that_reaches_before_the_first_day_is_not_judged(shop: Shop, watch: Watch) -> None:
+    shop.items = shop.items[shop.items["event_date"] >= "2011-06-20"]  # 90 days are full on 17 September
+    now = shop.items["event_date"] >= CURRENT
+    shop.items.loc[now, "item_return_ratio_90d"] = 0.9
+    shop.items.loc[now, "item_orders_7d"] *= 4  # weeks are full: this one counts
+    manifest = watch(shop)
+    assert {name for name, _ in moved(manifest)} == {"item_orders_7d"}
+    column = next(column for column in manifest["columns"] if column["column"] == "item_return_ratio_90d")
+    assert (column["level"], column["note"]) == ("unjudged", "looks back beyond the shop's first days")
+
+
+def test_snapshots_of_the_first_days_are_left_out_while_windows_fill(shop: Shop, watch: Watch) -> None:
+    # Snapshots from 7 March: 90 days are full on 4 June, for 10 of the reference's 12.
     young = shop.items["event_date"] < "2011-06-04"
-    shop.items.loc[young, "item_return_ratio_90d"] = 0.9
-    shop.items.loc[young, "item_orders_7d"] = 1000  # its week is full: this one counts
-    assert {name for name, _ in moved(watch(shop))} == {"item_orders_7d"}
+    shop.items.loc[young, ["item_orders_7d", "item_price_cents"]] = 1e6
+    assert watch(shop)["verdict"] == "ok"
 
 
 def test_quiet_users_do_not_count_however_many_pile_up(shop: Shop, watch: Watch) -> None:

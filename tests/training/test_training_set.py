@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from recflow import featurestore
-from recflow.errors import MissingInput, TrainingError
+from recflow.errors import FeatureError, MissingInput, TrainingError
 from recflow.features.user import HISTORY_EVENT_TYPES as BUILT_EVENT_TYPES
 from recflow.models.context import context_of
 from recflow.models.dataset import TrainingSet
@@ -19,9 +19,6 @@ from recflow.storage import Storage
 from recflow.training.training_set import build_training_set, cuts_of, features_as_of
 from tests.shops import invoice_lines
 from tests.training.conftest import fill_features
-
-# Feast 0.67 builds its entity SQL with pandas' and dask's older ways.
-feast_warnings = pytest.mark.filterwarnings("ignore")
 
 Shop = tuple[Settings, date]
 
@@ -163,7 +160,6 @@ def test_a_training_set_is_the_same_when_built_again(shop: Shop) -> None:
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
 
 
-@feast_warnings
 @pytest.mark.parametrize("entity", ["user", "item"])
 def test_the_asof_join_equals_feasts_own(entity: str, shop: Shop, training_set: TrainingSet) -> None:
     settings, _ = shop
@@ -210,6 +206,13 @@ def test_a_day_without_a_snapshot_is_passed_over(settings: Settings) -> None:
     assert known(date(2011, 1, 3)) == [None, None]  # its own day isn't over yet
     with pytest.raises(MissingInput, match="build_features"):
         features_as_of(storage, "item", date(2011, 1, 5), ids, ["price"])
+
+
+def test_a_snapshot_older_than_a_feature_is_refused(settings: Settings) -> None:
+    storage = Storage(settings)
+    storage.write_partition("user_purchase_stats", date(2011, 1, 3), pa.table({"user_id": ["a"], "spend": [2.5]}), {})
+    with pytest.raises(FeatureError, match="user_purchase_stats 2011-01-03 lacks user_mood"):
+        features_as_of(storage, "user", date(2011, 1, 4), pa.array(["a"]), ["spend", "user_mood"])
 
 
 def test_too_few_days_are_refused_with_figures(tmp_path: Path) -> None:

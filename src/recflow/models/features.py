@@ -17,7 +17,7 @@ from recflow.errors import FeatureError
 _VOCABULARY = 32  # most frequent values of a text column; the rest share a row of zeros
 _CLIP = 5.0  # standard deviations: one wholesaler's order mustn't saturate the input layer
 
-Columns = Mapping[str, Sequence[Any]] | pa.Table
+Columns = Any  # a pyarrow Table, or Mapping[str, Sequence]; pyarrow ships no types
 
 
 @dataclass(frozen=True)

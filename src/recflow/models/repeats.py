@@ -35,7 +35,7 @@ def repeat_pairs(context: Context) -> RepeatPairs:
     is_purchase = event_type == PURCHASE
 
     def total(weight: NDArray[np.floating] | NDArray[np.bool_]) -> NDArray[np.float64]:  # (P,)
-        return np.bincount(pair, weight, minlength=size)
+        return np.asarray(np.bincount(pair, weight, minlength=size), np.float64)
 
     order = _orders_ago(context)[shopper, column]  # 0: the shopper's last order
     last_age, first_age, last_order = np.full(size, np.inf), np.zeros(size), np.full(size, np.inf)

@@ -107,7 +107,8 @@ class AttentionBlock(nn.Module):
         return out
 
     def _split(self, states: Tensor) -> Tensor:
-        return states.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        batch, length, size = states.shape
+        return states.view(batch, length, self.heads, size // self.heads).transpose(1, 2)
 
 
 class SequenceModel(nn.Module):

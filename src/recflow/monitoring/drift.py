@@ -16,7 +16,7 @@ from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from recflow.errors import MissingInput
+from recflow.errors import FeatureError, MissingInput
 from recflow.monitoring.effects import measure
 from recflow.monitoring.picture import draw_moved
 from recflow.monitoring.samples import FEATURE_TABLES, Column, Sampler, Windows, choose_windows
@@ -89,7 +89,11 @@ def _scores(
     model = candidate_model(until, settings) if champion is None else champion_model(champion.version, champion.folder)
     if model is None:
         return [], "The scores weren't compared: there is no champion and no candidate yet."
-    columns = list(score_columns(model, windows, sampler, settings))
+    try:
+        columns = list(score_columns(model, windows, sampler, settings))
+    except FeatureError as error:
+        # Features changed since: the step must go on, for it stands before the model that knows the new ones.
+        return [], f"The scores of the {model.name} weren't compared: {error}"
     return columns, "" if columns else f"The scores of the {model.name} weren't compared: no shopper in both windows."
 
 

@@ -171,6 +171,8 @@ def _in_words(column: Column, values: "pd.Series[Any]") -> str:
         low, middle, high = values.quantile([0.1, 0.5, 0.9])
         return f"median {middle:.4g} (80 % between {low:.4g} and {high:.4g})"
     shares = [side.value_counts(normalize=True) for side in (column.reference, column.current)]
-    change = shares[1].sub(shares[0], fill_value=0).abs().round(9).sort_index().sort_values(ascending=False, kind="stable")
+    change = (
+        shares[1].sub(shares[0], fill_value=0).abs().round(9).sort_index().sort_values(ascending=False, kind="stable")
+    )
     own = values.value_counts(normalize=True)
     return ", ".join(f"{name} {own.get(name, 0):.1%}" for name in change.index[:_NAMED_CATEGORIES])

@@ -85,32 +85,36 @@ class Sampler:
         Grain: one row per day with rows; column `rows`, and a column of missing values for each of the table's.
         For events also `kind_<event type>`: the rows of each type.
         """
-        reference, current = (self._tally(noun, window) for window in (self._windows.reference, self._windows.current))
+        reference, current = (self._tally(noun, window) for window in self._both())
         return reference, current
 
     def event_columns(self) -> Iterator[Column]:
         """Events of both windows -> what happens, who, where, when, how much and for how much."""
-        sides = [self._event_tables(window) for window in (self._windows.reference, self._windows.current)]
+        sides = [self._event_tables(window) for window in self._both()]
         for reference, current in zip(*sides, strict=False):
-            yield from _columns("events", reference, current)
+            for name in current.column_names:
+                yield from _column(name, "events", reference, current)
 
     def feature_columns(self) -> Iterator[Column]:
         """Snapshots of both windows -> the columns of the feature views.
 
-        A snapshot a week is read, back from the last day of each window. Users and items without a purchase in any
-        window of their features are left out: they only pile up as the shop grows older. So do lifetime sums and
-        ages, which are shown and not judged.
+        A snapshot a week is read, back from the last day of each window. Users and items without a purchase of late
+        are left out: they only pile up as the shop grows older. So do lifetime sums and ages, which are shown and not
+        judged.
         """
         for noun, (part, key) in FEATURE_TABLES.items():
-            sides = [self._weekly(noun, window) for window in (self._windows.reference, self._windows.current)]
-            if not all(sides):
+            reference_days, current_days = (self._weekly(noun, window) for window in self._both())
+            if not reference_days or not current_days:
                 continue
-            reference, current = (self._snapshots(noun, key, side) for side in sides)
-            first_day = self._storage.days(noun)[0]
-            for column in _columns(part, reference, current, skip={key, *_STAMPS}, first_day=first_day):
-                grows = re.search(self._drift.growing, column.name)
-                why = "grows with the shop's age" if grows else ""
-                yield Column(column.name, part, column.reference, column.current, unjudged=why)
+            spans, first_day = self._spans(noun), self._storage.days(noun)[0]
+            active = _active_span(spans, reference_days, first_day)
+            reference_days = [day for day in reference_days if _is_full(active, day, first_day)]
+            reference, current = (self._snapshots(noun, key, days, active) for days in (reference_days, current_days))
+            for name in [name for name in current.column_names if name not in {key, *_STAMPS}]:
+                why = "grows with the shop's age" if re.search(self._drift.growing, name) else ""
+                # A window that is part empty fills up: that would look like drift.
+                why = "looks back beyond the shop's first days" if _looks_back(name, spans, active) > active else why
+                yield from _column(name, part, reference, current, unjudged=why)
 
     def _tally(self, noun: str, window: Days | None) -> "pd.DataFrame":
         import pandas as pd
@@ -125,6 +129,14 @@ class Sampler:
             counts |= {f"kind_{kind}": (table.event_type == kind).sum() for kind in EVENT_TYPES}
         tally = table.group_by("event_date").agg(rows=table.count(), **counts).order_by("event_date")
         return tally.to_pyarrow().to_pandas()
+
+    def _both(self) -> tuple[Days | None, Days]:
+        return self._windows.reference, self._windows.current
+
+    def _spans(self, noun: str) -> list[int]:
+        """Return the lengths of the windows that a view's features have, in days, shortest first."""
+        names = read_table(self._backend, self._storage, noun, self._storage.days(noun)[-1:]).columns
+        return sorted({int(window[1]) for name in names if (window := _WINDOW.search(name))})
 
     def _days(self, noun: str, window: Days | None) -> list[date]:
         if window is None:
@@ -165,7 +177,8 @@ class Sampler:
 
     def shoppers(self, day: date, rows: int) -> pa.Table:
         """Return a sample of the users who bought of late, with their raw features at the end of a day."""
-        return self._snapshots("user_purchase_stats", "user_id", [day], rows=rows)
+        noun, key = "user_purchase_stats", "user_id"
+        return self._snapshots(noun, key, [day], self._active_users(), rows=rows)
 
     def items(self, day: date, item_ids: pa.Array) -> pa.Table:
         """Return the raw features of items at the end of a day, in the order of their ids; nulls for unknown ones."""
@@ -176,15 +189,23 @@ class Sampler:
         """Return the last events of users at the end of a day, each user's newest row of `user_history`."""
         import ibis
 
-        # Who counts as active bought within the longest window, and has a row on that day.
-        first = day - timedelta(days=_LONGEST_DAYS)
+        # Who bought within the span has a row on that day.
+        first = day - timedelta(days=self._active_users() or day.toordinal() - 1)
         days = [other for other in self._storage.days("user_history") if first <= other <= day]
         table = read_table(self._backend, self._storage, "user_history", days)
         rows = table.filter(table.user_id.isin(user_ids.to_pylist()))
         newest = ibis.row_number().over(ibis.window(group_by="user_id", order_by=ibis.desc("event_timestamp")))
         return rows.mutate(_age=newest).filter(ibis._._age == 0).drop("_age").to_pyarrow()
 
-    def _snapshots(self, noun: str, key: str, days: Sequence[date], *, rows: int | None = None) -> pa.Table:
+    def _active_users(self) -> int:
+        noun = "user_purchase_stats"
+        days = self._weekly(noun, self._windows.reference)
+        return _active_span(self._spans(noun), days, self._storage.days(noun)[0])
+
+    def _snapshots(
+        self, noun: str, key: str, days: Sequence[date], active_span: int, *, rows: int | None = None
+    ) -> pa.Table:
+        """Sample the rows with anything in a window of at most `active_span` days; all rows where that is 0."""
         import ibis
 
         # A feature that was added later is null in older snapshots.
@@ -192,9 +213,10 @@ class Sampler:
         windowed = [
             table[name].fill_null(0) != 0
             for name, dtype in table.schema().items()
-            if _WINDOW.search(name) and dtype.is_numeric()
+            if dtype.is_numeric() and (window := _WINDOW.search(name)) and int(window[1]) <= active_span
         ]
-        return self._sample(table.filter(ibis.or_(*windowed)) if windowed else table, key, "event_date", rows=rows)
+        active = table.filter(ibis.or_(*windowed)) if windowed else table
+        return self._sample(active, key, "event_date", rows=rows)
 
     def _sample(self, table: "ir.Table", *key: str, rows: int | None = None) -> pa.Table:
         lot = table[key[0]].cast("string")
@@ -205,39 +227,37 @@ class Sampler:
         return table.mutate(_lot=lot).order_by("_lot").limit(limit).drop("_lot").to_pyarrow()
 
 
-def _columns(
-    part: Part,
-    reference: pa.Table,
-    current: pa.Table,
-    *,
-    skip: set[str] | None = None,
-    first_day: date | None = None,
-) -> Iterator[Column]:
-    """Pair the columns that both sides have; lists and moments aren't compared."""
-    for name in [name for name in current.column_names if name in reference.column_names]:
-        if name in (skip or ()):
-            continue
-        sides = (reference, current)
-        if first_day is not None:
-            # A window that reaches before the shop's first day is part empty: filling up would look like drift.
-            filled = first_day + timedelta(days=max(0, _window_days(name) - 1))
-            sides = tuple(side.filter(pc.greater_equal(side["event_date"], filled)) for side in sides)
-        pair = [_values(side[name]) for side in sides]
-        if pair[0] is not None and pair[1] is not None and pair[0].dtype == pair[1].dtype:
-            yield Column(name, part, pair[0], pair[1])
+def _active_span(spans: Sequence[int], days: Sequence[date], first_day: date) -> int:
+    """Return the longest window, in days, that at least half of the snapshots hold in full; 0 without any.
+
+    Who has anything in it counts as active. In a longer one more and more would, only because it fills up.
+    """
+    full = [span for span in spans if 2 * sum(_is_full(span, day, first_day) for day in days) >= len(days)]
+    return max(full, default=0)
 
 
-def _window_days(name: str) -> int:
+def _is_full(span: int, day: date, first_day: date) -> bool:
+    return (day - first_day).days + 1 >= span
+
+
+def _looks_back(name: str, spans: Sequence[int], active_span: int) -> int:
     """Return how many days back a feature looks, by its name; 0 where it says nothing.
 
-    A trend looks as far back as the longest window. So does a duration: who counts as active bought within it.
+    A trend compares its window with the next longer ones; a duration is at most the span of who counts as active.
     """
     if "_trend_" in name:
-        return _LONGEST_DAYS
+        return max(spans, default=0)
     window = _WINDOW.search(name)
-    if window:
-        return int(window[1])
-    return _LONGEST_DAYS if name.endswith("_days") else 0
+    return int(window[1]) if window else active_span if name.endswith("_days") else 0
+
+
+def _column(name: str, part: Part, reference: pa.Table, current: pa.Table, *, unjudged: str = "") -> Iterator[Column]:
+    """Yield the column that both sides have; lists and moments aren't compared."""
+    if name not in reference.column_names:
+        return
+    before, now = _values(reference[name]), _values(current[name])
+    if before is not None and now is not None and before.dtype == now.dtype:
+        yield Column(name, part, before, now, unjudged)
 
 
 def _values(column: pa.ChunkedArray) -> "pd.Series[Any] | None":

@@ -116,9 +116,10 @@ class Fitting:
 
     def facts(self, name: str) -> dict[str, Any]:
         """Return how a candidate's parts came about."""
-        parts = {part: json.loads(self._facts_file(name, part).read_text(encoding="utf-8")) for part in PARTS}
         model = json.loads((self.work / name / "release" / "model.json").read_text(encoding="utf-8"))
-        facts: dict[str, Any] = {"class": model["class"], "config": model["config"], **parts}
+        facts: dict[str, Any] = {"class": model["class"], "config": model["config"]}
+        for part in PARTS:
+            facts[part] = json.loads(self._facts_file(name, part).read_text(encoding="utf-8"))
         if name == SEQUENCE:
             facts["search"] = self._search()
         return facts

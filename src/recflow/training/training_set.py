@@ -19,10 +19,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from recflow import featurestore
-from recflow.errors import MissingInput, TrainingError
+from recflow.errors import FeatureError, MissingInput, TrainingError
 from recflow.models.interactions import HISTORY_EVENT_TYPES, PURCHASE
 from recflow.schema import EVENT_TYPES, ITEMS, TIMESTAMP
 from recflow.settings import Settings
@@ -101,11 +100,20 @@ def features_as_of(
     """Return an entity's features as known at a cut, a row for each id in their order; unknown ones are null.
 
     The latest snapshot stamped at or before the cut is in force. A day on which the shop was closed may have none.
+
+    Raises:
+        FeatureError: the snapshot lacks a feature.
     """
     noun = _TABLES[entity]
     for day in _days_before(storage, noun, cut):
         snapshot = storage.read_partition(noun, day)
         if snapshot.num_rows:
+            missing = [name for name in names if name not in snapshot.column_names]
+            if missing:
+                raise FeatureError(
+                    f"{noun} {day} lacks {', '.join(missing)}, which the feature service has: the snapshot is older than "
+                    "the expression. Run build_features again over all days that training reads."
+                )
             at = pc.index_in(ids, snapshot[f"{entity}_id"].combine_chunks())
             return snapshot.select(list(names)).take(at)
     empty = storage.read_partition(noun, storage.days(noun)[0]).schema
@@ -256,5 +264,5 @@ def _item_features(
     return pa.concat_tables(parts, promote_options="permissive")
 
 
-def _moment_us(day: date) -> NDArray[np.int64]:
-    return np.datetime64(day, "us").astype(np.int64)
+def _moment_us(day: date) -> int:
+    return int(np.datetime64(day, "us").astype(np.int64))
