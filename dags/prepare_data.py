@@ -13,7 +13,7 @@ task writes its whole output or nothing, so clearing and running again is always
 | `build_features`, `MissingInput` | an earlier day is missing | run the missing days with `start` and `end`, then clear this task |
 | `materialize` | the online store couldn't be written; answers go on with the features of the day before | free disk or repair the store, then clear `materialize` |
 
-Single rows that broke a rule never stop a day: `recflow quarantine list --date DAY`, `show`, `replay`. The same steps
+Single rows that broke a rule never stop a day: `recflow quarantine list`, `show --date DAY`, `replay FILE`. The same steps
 without Airflow: `recflow run ingest --date DAY`, and so on. Downstream, `features` starts `train_model` and
 `watch_drift`.
 """  # noqa: E501 (a table row is one line)

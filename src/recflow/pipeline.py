@@ -31,7 +31,8 @@ def _step(function: Callable[[Subject, Settings], Artifact]) -> Callable[[Subjec
         name = function.__name__
         with Storage(settings).lease(name), recorded(settings.home, name, str(subject or "")) as facts:
             artifact = function(subject, settings)
-            facts["output"] = artifact.uri
+            facts |= {"output": artifact.uri}
+            facts |= {key: artifact.manifest[key] for key in ("views",) if key in artifact.manifest}
             return artifact
 
     return run

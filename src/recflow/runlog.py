@@ -63,9 +63,13 @@ def recorded(home: Path, step: str, subject: str) -> Iterator[dict[str, Any]]:
 
 
 def read_records(home: Path) -> list[dict[str, Any]]:
-    """Return all records, oldest first."""
+    """Return all records, oldest first; a line that a full disk cut short is passed over."""
     file = home / "runs" / "steps.jsonl"
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.exists() else []
+    records = []
+    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else []:
+        with contextlib.suppress(json.JSONDecodeError):
+            records.append(json.loads(line))
+    return records
 
 
 def _append(file: Path, record: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ Two shapes only:
 
 import contextlib
 import json
+import os
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,6 +21,7 @@ from typing import Any
 
 import fsspec
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from recflow.errors import LeaseHeld, MissingInput
@@ -47,6 +49,7 @@ class Storage:
         self.home = settings.home.absolute()
         self.lake_uri = (settings.lake_uri or (self.home / "lake").as_uri()).rstrip("/")
         self.filesystem, self._root = fsspec.core.url_to_fs(self.lake_uri)
+        self._is_local = "file" in _protocols(self.filesystem)
 
     # -- tables
 
@@ -65,7 +68,9 @@ class Storage:
         except FileNotFoundError:
             return []
         names = (folder.rstrip("/").rsplit("/", 1)[-1] for folder in folders)
-        return sorted(date.fromisoformat(name.partition("=")[2]) for name in names if name.startswith("event_date="))
+        days = sorted(date.fromisoformat(name.partition("=")[2]) for name in names if name.startswith("event_date="))
+        # A run that was killed may leave a folder without its object; an object store has no empty folders.
+        return [day for day in days if Path(self.partition_uri(noun, day)).exists()] if self._is_local else days
 
     def write_partition(self, noun: str, day: date, table: pa.Table, manifest: Manifest) -> Artifact:
         """Put one day of a table in place, whole or not at all; an earlier object of that day is replaced."""
@@ -74,11 +79,12 @@ class Storage:
         target = self.partition_uri(noun, day)
         # A leading dot: readers of `event_date=*` never list what is still being written.
         aside = f"{self._root}/{noun}/.writing-{day}-{uuid.uuid4().hex}"
-        self.filesystem.makedirs(target.rsplit("/", 1)[0], exist_ok=True)
+        self.filesystem.makedirs(self.table_uri(noun), exist_ok=True)
         try:
             with self.filesystem.open(aside, "wb") as stream:
                 pq.write_table(table, stream, compression="zstd")
-            if "file" in _protocols(self.filesystem):
+            self.filesystem.makedirs(target.rsplit("/", 1)[0], exist_ok=True)
+            if self._is_local:
                 Path(aside).replace(target)
             else:
                 self.filesystem.mv(aside, target)
@@ -93,7 +99,13 @@ class Storage:
         """Put many days in place, each whole.
 
         `table` has an `event_date` column; a day of `manifests` without rows is written empty.
+
+        Raises:
+            ValueError: the table has rows of a day that has no manifest; nothing was written.
         """
+        strays = set(pc.unique(table["event_date"]).to_pylist()) - set(manifests)
+        if strays:
+            raise ValueError(f"{noun}: rows of {', '.join(map(str, strays))}, which are none of the days to write")
         ordered = table.sort_by("event_date") if table.num_rows else table
         dates = ordered["event_date"].to_numpy(zero_copy_only=False) if ordered.num_rows else None
         written = {}
@@ -224,14 +236,32 @@ def day_key(day: date) -> Any:
 
 
 def replace_folder(source: Path, target: Path) -> None:
-    """Put a finished folder in the place of another; readers see the old one or the new one."""
+    """Put a finished folder in the place of another; readers see the old one or the new one.
+
+    Where the filesystem can't exchange two names in one call, readers may for an instant see neither.
+    """
     if not target.exists():
         source.rename(target)
         return
     retired = target.parent / f".retired-{target.name}-{uuid.uuid4().hex}"
-    target.rename(retired)
-    source.rename(target)
+    if _exchange(source, target):
+        source.rename(retired)
+    else:
+        target.rename(retired)
+        source.rename(target)
     shutil.rmtree(retired, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchange two names in one system call (Linux); return False, with nothing changed, where that can't be done."""
+    import ctypes
+
+    here, exchange = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of linux/fcntl.h and linux/fs.h
+    try:
+        rename = ctypes.CDLL(None).renameat2
+    except (AttributeError, OSError):
+        return False
+    return bool(rename(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0)
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -249,8 +279,14 @@ def content_hash(table: pa.Table) -> str:
     """Return a hash of a table's rows in their order, the same for equal rows however they were chunked."""
     import hashlib
 
+    import numpy as np
+
     sink = pa.BufferOutputStream()
     combined = table.combine_chunks().replace_schema_metadata()
+    rows = pa.array(np.arange(combined.num_rows))
+    for place, name in enumerate(combined.column_names):
+        if combined[name].null_count:  # what lies under a null may be anything; `take` leaves zeros there
+            combined = combined.set_column(place, combined.field(place), combined[name].take(rows).combine_chunks())
     with pa.ipc.new_stream(sink, combined.schema) as writer:
         writer.write_table(combined)
     return hashlib.sha256(sink.getvalue()).hexdigest()[:16]

@@ -47,7 +47,9 @@ def test_totals_of_all_days_equal_an_independent_count(tmp_path: Path, real_days
     assert summary["item_days"] == len(items)
     quirks = summary["quirks"]
     assert quirks.pop("parse_errors") == 0
-    assert 600 < quirks.pop("stock_notes") < 700  # "damaged", "?", "check": about that many; no second rule to compare with
+    assert (
+        600 < quirks.pop("stock_notes") < 700
+    )  # "damaged", "?", "check": about that many; no second rule to compare with
     assert quirks == {name: expected[name] for name in quirks}
     single = load_settings(home=tmp_path / "single", feed={"path": real_days})
     for day in (YEAR.start, date(2011, 8, 12), YEAR.end):

@@ -125,8 +125,8 @@ def test_a_column_that_is_empty_of_late_blocks(shop: Shop, tally: Tally, frame: 
     table.loc[table["event_date"] > NEWEST - timedelta(days=2), column] = None  # some 320 events, one snapshot
     judgement = tally(shop)
     assert judgement.verdict == "block"
-    assert f"{column} is broken" in judgement.sentences[1]
-    assert judgement.sentences[1].endswith("now 100% missing of late.")
+    assert f"{column} is broken" in judgement.sentences[0]
+    assert judgement.sentences[0].endswith("now 100% missing of late.")
 
 
 def test_missing_values_are_drift_of_their_own(shop: Shop, watch: Watch) -> None:

@@ -111,6 +111,10 @@ def top_k(
     scores = np.where(exclude, -np.inf, scores) if exclude is not None else scores
     k = min(k, scores.shape[1])
     best = np.argpartition(-scores, k - 1, axis=1)[:, :k] if k < scores.shape[1] else np.argsort(-scores, axis=1)
+    # Among items that tie for the last place the partition picks at random: those rows are sorted whole.
+    last = np.take_along_axis(scores, best, axis=1).min(axis=1, keepdims=True)
+    tied = np.flatnonzero((scores >= last).sum(axis=1) > k)
+    best[tied] = np.argsort(-scores[tied], axis=1, kind="stable")[:, :k]
     # Partition first, then order the few: by score, ties by item_idx.
     best = np.sort(best, axis=1)
     values = np.take_along_axis(scores, best, axis=1)

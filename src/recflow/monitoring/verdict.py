@@ -63,9 +63,10 @@ def judge(
     judged, moved = _judged(everything)
     verdict: Verdict = next((verdict for verdict, reasons in found.items() if reasons), "ok")
     details = [_sentence(movement) for movement in everything if movement.level in ("moved", "far")]
-    sentences = [*found.get(verdict, []), *details]
+    sentences = list(found.get(verdict, []))
     if not any(sentence.startswith(_count(judged, moved)) for sentence in sentences):
-        sentences.insert(0, f"{_count(judged, moved)}.")
+        sentences.append(f"{_count(judged, moved)}.")
+    sentences += details
     return Judgement(verdict, list(dict.fromkeys(sentences)), everything)
 
 

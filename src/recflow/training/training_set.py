@@ -111,8 +111,8 @@ def features_as_of(
             missing = [name for name in names if name not in snapshot.column_names]
             if missing:
                 raise FeatureError(
-                    f"{noun} {day} lacks {', '.join(missing)}, which the feature service has: the snapshot is older than "
-                    "the expression. Run build_features again over all days that training reads."
+                    f"{noun} {day} lacks {', '.join(missing)}, which the feature service has: the snapshot is older "
+                    "than the expression. Run build_features again over all days that training reads."
                 )
             at = pc.index_in(ids, snapshot[f"{entity}_id"].combine_chunks())
             return snapshot.select(list(names)).take(at)

@@ -1,0 +1,33 @@
+"""`top_k` against a full stable sort, ties and missing items included."""
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from recflow.models.interactions import top_k
+
+# Few distinct values: most rows tie for the last place. -inf is what must never be shown.
+SCORES = arrays(
+    np.float32,
+    st.tuples(st.integers(1, 5), st.integers(1, 20)),
+    elements=st.sampled_from([-np.inf, -1.0, 0.0, 0.5, 2.0]).map(np.float32),
+)
+
+
+@given(SCORES, st.integers(1, 30))
+def test_items_come_best_first_and_ties_in_catalogue_order(scores: np.ndarray, k: int) -> None:
+    expected = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    values = np.take_along_axis(scores, expected, axis=1)
+    items, found = top_k(scores, k)
+    np.testing.assert_array_equal(items, np.where(np.isneginf(values), -1, expected))
+    np.testing.assert_array_equal(found, values)
+
+
+@given(SCORES, st.integers(1, 30))
+def test_excluded_items_never_come(scores: np.ndarray, k: int) -> None:
+    exclude = scores > 0
+    items, _ = top_k(scores, k, exclude=exclude)
+    rows, places = np.nonzero(items >= 0)
+    assert not exclude[rows, items[rows, places]].any()
+    assert (items >= 0).sum() == np.minimum((~exclude & ~np.isneginf(scores)).sum(axis=1), k).sum()
