@@ -94,6 +94,9 @@ class TrainingSettings(_Section):
     ease_max_items: int = Field(default=8000, ge=1)  # most wanted items that take part: memory is their square, 256 MB
 
     text_encoder: str = "wordllama"  # or a sentence-transformers model that lies on this machine
+    # CPU threads of a fit. 1: layers this small gain a quarter from a second one on an idle machine, and on a busy one
+    # the threads' waiting for each other costs three times the CPU.
+    threads: int = Field(default=1, ge=1)
     accelerator: str = "auto"  # Lightning's name: auto, cpu, gpu, ...
     embedding_size: int = Field(default=64, ge=8)  # width of items and of the sequence; a multiple of `heads`
     sequence_length: int = Field(default=48, ge=1)  # newest events the transformer reads, of features.history_length
@@ -142,8 +145,8 @@ class GateSettings(_Section):
 class DriftSettings(_Section):
     """Effect sizes from which a verdict is warn, retrain or block.
 
-    Checked on Online Retail: at the month ends from March to September 2011 at most 1 of 45 judged columns moves against
-    the twelve weeks before and the volume by a factor below 1.4. At the end of November the volume moves by 1.7 against
+    Checked on Online Retail: at the month ends from March to September 2011 at most 1 of 45 judged columns moves
+    against the twelve weeks before and the volume by a factor below 1.4. At the end of November the volume moves by 1.7 against
     autumn, and against summer 16 columns and the volume (2.3) move.
     """
 

@@ -231,6 +231,7 @@ def fit_sequence(
     validation = (
         None if validation_cut is None else Validation(training_set, encoders, validation_cut, seed=settings.seed)
     )
+    torch.set_num_threads(settings.threads)
     torch.manual_seed(_seed(settings.seed, "weights", 0))
     training = SequenceTraining(_model(training_set, encoders, settings, before), windows, validation)
     callbacks: list[Callback] = [
