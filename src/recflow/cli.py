@@ -394,10 +394,11 @@ def _table(rows: list[dict[str, Any]], *, as_json: bool = False) -> None:
     elif not rows:
         typer.echo("None.")
     else:
-        from rich.console import Console
         from rich.table import Table
+
+        from recflow.console import table_console
 
         table = Table(*rows[0])
         for row in rows:
             table.add_row(*(str(value) for value in row.values()))
-        Console().print(table)
+        table_console().print(table)

@@ -5,11 +5,15 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 T = TypeVar("T")
 
 _PLAIN_EVERY_SECONDS = 10.0
+_PLAIN_WIDTH = 140  # columns of a table in a file or a pipe: wide enough that nothing is cut
 
 log = logging.getLogger("recflow")
 
@@ -41,7 +45,13 @@ def show_log(*, verbose: bool = False) -> None:
     log.propagate = False
     if not verbose:
         warnings.simplefilter("ignore")
+        # Some packages put filters of their own in front when they are imported.
+        warnings.showwarning = _show_nothing
         logging.getLogger().setLevel(logging.ERROR)
+
+
+def _show_nothing(*_: object, **__: object) -> None:
+    """Stand in for `warnings.showwarning`."""
 
 
 def track(steps: Iterable[T], *, description: str, total: int) -> Iterator[T]:
@@ -58,3 +68,10 @@ def track(steps: Iterable[T], *, description: str, total: int) -> Iterator[T]:
         if time.monotonic() - last >= _PLAIN_EVERY_SECONDS:
             last = time.monotonic()
             log.info("%s: %d of %d", description, done, total)
+
+
+def table_console() -> "Console":
+    """Return where tables are printed: as wide as the terminal, wider elsewhere, nothing in them read as markup."""
+    from rich.console import Console
+
+    return Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else _PLAIN_WIDTH)

@@ -74,5 +74,9 @@ def read_records(home: Path) -> list[dict[str, Any]]:
 
 def _append(file: Path, record: dict[str, Any]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(record, default=str) + "\n")  # one write below PIPE_BUF: lines don't interleave
+    line = json.dumps(record, default=str).encode() + b"\n"
+    with file.open("a+b") as stream:
+        if stream.tell():
+            stream.seek(-1, os.SEEK_END)
+            line = line if stream.read() == b"\n" else b"\n" + line  # the last run was cut off in its own
+        stream.write(line)  # one write below PIPE_BUF: lines don't interleave

@@ -146,8 +146,8 @@ class DriftSettings(_Section):
     """Effect sizes from which a verdict is warn, retrain or block.
 
     Checked on Online Retail: at the month ends from March to September 2011 at most 1 of 45 judged columns moves
-    against the twelve weeks before and the volume by a factor below 1.4. At the end of November the volume moves by 1.7 against
-    autumn, and against summer 16 columns and the volume (2.3) move.
+    against the twelve weeks before and the volume by a factor below 1.4. At the end of November the volume moves by 1.7
+    against autumn, and against summer 16 columns and the volume (2.3) move.
     """
 
     seed: int = 0  # of the samples

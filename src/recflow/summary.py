@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from recflow.console import table_console
 from recflow.schema import Days
 from recflow.settings import Settings
 from recflow.storage import Storage
@@ -129,9 +130,7 @@ def _drift(until: str, storage: Storage) -> dict[str, Any]:
 
 def show(summary: Mapping[str, Any]) -> None:
     """Print a summary as tables."""
-    from rich.console import Console
-
-    console = Console(markup=False, highlight=False)  # titles of items may hold brackets
+    console = table_console()
     for part in (*_data_tables(summary), *_model_tables(summary), *_customer_tables(summary["recommendations"])):
         console.print(part)
     console.print(_steps_table(summary))
