@@ -94,7 +94,8 @@ def explain(
 
 
 def _bought_before(item: int, history: EventColumns, *, is_cut: bool) -> Reason | None:
-    own = history.timestamp_us[(history.item_idx == item) & (history.event_type == PURCHASE)]
+    # Lines of one order share its moment: two lines of it are one purchase to the shopper.
+    own = np.unique(history.timestamp_us[(history.item_idx == item) & (history.event_type == PURCHASE)])
     if not len(own):
         return None
     last = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=int(own.max()))
