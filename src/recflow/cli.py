@@ -69,7 +69,10 @@ def _day(text: str) -> date:
         raise typer.BadParameter(f"'{text}' is no day; write it as 2011-11-30.") from error
 
 
-DayOption = Annotated[date | None, typer.Option(parser=_day, metavar="YYYY-MM-DD", show_default=False)]
+def _day_option(sentence: str) -> Any:
+    return typer.Option(parser=_day, metavar="YYYY-MM-DD", show_default=False, help=sentence)
+
+
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
@@ -92,13 +95,17 @@ def demo(
 
 @app.command()
 def run(
-    step: Annotated[Step, typer.Argument(help="The step, by its name.")],
+    step: Annotated[Step, typer.Argument(metavar="STEP", help="One of the names above.")],
     day: Annotated[date | None, typer.Option("--date", parser=_day, metavar="YYYY-MM-DD", help="One day.")] = None,
-    start: DayOption = None,
-    end: DayOption = None,
-    until: DayOption = None,
+    start: Annotated[date | None, _day_option("First of several days.")] = None,
+    end: Annotated[date | None, _day_option("Last of several days, inclusive.")] = None,
+    until: Annotated[date | None, _day_option("Last day of data, inclusive.")] = None,
 ) -> None:
-    """Run one step of the line: by day (ingest to materialize), or by the last day of data (the others).
+    """Run one step of the line.
+
+    By day (--date, or --start and --end): ingest, validate, build_features, materialize.
+
+    By the last day of data (--until): build_training_set, train, evaluate, watch_drift, gate, publish.
 
     Examples: `recflow run ingest --date 2011-03-01`, `recflow run train --until 2011-11-30`.
     """
@@ -120,7 +127,7 @@ def line(
     until: Annotated[date, typer.Option(parser=_day, metavar="YYYY-MM-DD", help="Last day of data, inclusive.")],
     source: Annotated[Source, typer.Option(help="The feed's shape.")] = Source.online_retail,
     data: Annotated[Path | None, typer.Option(help="Folder of daily files; default: what `data fetch` took.")] = None,
-    start: DayOption = None,
+    start: Annotated[date | None, _day_option("First day; default: the first that the feed has.")] = None,
 ) -> None:
     """Run all steps in bulk, from the first file of the feed up to a promoted model, without Airflow."""
     from recflow import pipeline
@@ -193,10 +200,10 @@ def fetch(
 @app.command()
 def simulate(
     out: Annotated[Path, typer.Option(help="Folder to write: events/, items/, truth/.")],
-    days: Annotated[int, typer.Option(min=1)] = 120,
-    users: Annotated[int, typer.Option(min=1)] = 2000,
-    items: Annotated[int, typer.Option(min=10)] = 1000,
-    seed: int = 0,
+    days: Annotated[int, typer.Option(min=1, help="Length of the feed.")] = 120,
+    users: Annotated[int, typer.Option(min=1, help="Shoppers with an account.")] = 2000,
+    items: Annotated[int, typer.Option(min=10, help="Items of the catalogue.")] = 1000,
+    seed: Annotated[int, typer.Option(help="The same seed, the same shop.")] = 0,
 ) -> None:
     """Make a shop: shoppers with tastes, repeat needs and sessions, as a JSON Lines feed."""
     from recflow.events.simulator import simulate
@@ -218,7 +225,7 @@ def quarantine_list(json: JsonOption = False) -> None:
 
 @quarantine_app.command("show")
 def quarantine_show(
-    day: Annotated[date, typer.Option("--date", parser=_day, metavar="YYYY-MM-DD")],
+    day: Annotated[date, typer.Option("--date", parser=_day, metavar="YYYY-MM-DD", help="The day of the rows.")],
     rule: Annotated[str | None, typer.Option(help="Only this rule's rows.")] = None,
     out: Annotated[Path | None, typer.Option(help="Write the rows to mend and replay as JSON Lines.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="Rows printed.")] = 20,

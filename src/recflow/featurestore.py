@@ -11,10 +11,13 @@ Two of Feast's ways are not taken, both tried and measured:
 - SQLite's default journal lets a writer block readers; write-ahead logging doesn't.
 """
 
+import contextlib
 import os
+import shutil
 import tempfile
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import date, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
@@ -63,7 +66,7 @@ class OnlineUser(NamedTuple):
 # -- definitions
 
 
-def repo_config(settings: Settings) -> "feast.RepoConfig":
+def repo_config(settings: Settings, *, registry: Path | None = None) -> "feast.RepoConfig":
     """Return the configuration that `feature_repo/feature_store.yaml` spells out for Feast's command line."""
     from feast import RepoConfig
 
@@ -72,7 +75,7 @@ def repo_config(settings: Settings) -> "feast.RepoConfig":
         project=PROJECT,
         provider="local",
         # No expiry: whoever reads keeps the registry that was in force when it was opened.
-        registry={"path": str(folder / "registry.db"), "cache_ttl_seconds": 0},
+        registry={"path": str(registry or folder / _REGISTRY), "cache_ttl_seconds": 0},
         offline_store={"type": "duckdb"},
         online_store={"type": "sqlite", "path": str(folder / "online.db")},
         entity_key_serialization_version=_KEY_VERSION,
@@ -134,7 +137,8 @@ def apply(views: Sequence[View], settings: Settings) -> None:
     owners = {name: entity(name) for name in dict.fromkeys(view.entity for view in views)}
     sources = [data_source(view, settings) for view in views]
     registered = [feature_view(view, owners[view.entity], source) for view, source in zip(views, sources, strict=True)]
-    _store(settings).apply([*owners.values(), *sources, *registered, feature_service(registered)])
+    with Storage(settings).lease("online_store", wait_seconds=_LEASE_SECONDS), _changing(settings) as store:
+        store.apply([*owners.values(), *sources, *registered, feature_service(registered)])
     _log_ahead(_folder(settings) / "online.db")
 
 
@@ -185,9 +189,10 @@ def materialize(day: date, settings: Settings) -> dict[str, int]:
         written = {view.name: _write(store, view, storage, since, day) for view in views}
         if since is None:
             _drop_vanished(store, views, storage, day)
-        for view in views:
-            began = day_end(since) if since else day_end(day) - timedelta(days=1)
-            store.registry.apply_materialization(view, PROJECT, began, day_end(day))
+        began = day_end(since) if since else day_end(day) - timedelta(days=1)
+        with _changing(settings) as changed:
+            for view in views:
+                changed.registry.apply_materialization(view, PROJECT, began, day_end(day))
         _hold(settings, now)
     return written
 
@@ -279,6 +284,7 @@ def historical_features(entities: "pd.DataFrame", settings: Settings) -> "pd.Dat
 
 # -- inside
 
+_REGISTRY: Final = "registry.db"
 _HELD: Final = "materialized.json"
 _HISTORY_PREFIX: Final = "history_"
 _HISTORY_COLUMNS: Final = (
@@ -307,11 +313,28 @@ def _is_local(storage: Storage) -> bool:
     return storage.lake_uri.startswith("file://")
 
 
-def _store(settings: Settings) -> "feast.FeatureStore":
+def _store(settings: Settings, *, registry: Path | None = None) -> "feast.FeatureStore":
     from feast import FeatureStore
 
     _import_metrics()
-    return FeatureStore(config=repo_config(settings))
+    return FeatureStore(config=repo_config(settings, registry=registry))
+
+
+@contextlib.contextmanager
+def _changing(settings: Settings) -> Iterator["feast.FeatureStore"]:
+    """Give a store with a copy of the registry; on leaving, put the copy in place in one move.
+
+    Feast writes the file where it lies: whoever opens it meanwhile, or after a kill, finds half of it.
+    """
+    registry = _folder(settings) / _REGISTRY
+    aside = registry.with_name(f".writing-{uuid.uuid4().hex}-{_REGISTRY}")
+    try:
+        if registry.exists():
+            shutil.copyfile(registry, aside)
+        yield _store(settings, registry=aside)
+        aside.replace(registry)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def _import_metrics() -> None:
@@ -333,7 +356,7 @@ def _import_metrics() -> None:
 
 
 def _registered(settings: Settings) -> "feast.FeatureStore":
-    if not (_folder(settings) / "registry.db").exists():
+    if not (_folder(settings) / _REGISTRY).exists():
         raise MissingInput(
             f"feature store: nothing is registered below {_folder(settings)}. Run `recflow run materialize` first."
         )
@@ -459,7 +482,6 @@ def _drop_vanished(
 
     Feast has no call for it; this knows how its SQLite store names tables and keys.
     """
-    import contextlib
     import sqlite3
 
     from feast.infra.key_encoding_utils import serialize_entity_key
@@ -495,7 +517,6 @@ def _key(id_column: str, name: str) -> Any:
 
 def _log_ahead(database: Path) -> None:
     """Let readers go on while one writes: write-ahead logging, which the file remembers."""
-    import contextlib
     import sqlite3
 
     with contextlib.closing(sqlite3.connect(database)) as connection:

@@ -23,6 +23,9 @@ EVENT_TYPES: Final = (
     "review",
 )
 
+# What a model reads as a shopper's history. Impressions say what was shown, searches and reviews name no choice.
+HISTORY_EVENT_TYPES: Final = ("purchase", "return", "view", "click", "add_to_cart")
+
 # Grain: one row per event.
 EVENTS: Final = pa.schema(
     [

@@ -9,10 +9,9 @@ import pytest
 
 from recflow import featurestore
 from recflow.errors import FeatureError, MissingInput, TrainingError
-from recflow.features.user import HISTORY_EVENT_TYPES as BUILT_EVENT_TYPES
 from recflow.models.context import context_of
 from recflow.models.dataset import TrainingSet
-from recflow.models.interactions import HISTORY_EVENT_TYPES, PURCHASE
+from recflow.models.interactions import PURCHASE
 from recflow.schema import day_end
 from recflow.settings import Settings, load_settings
 from recflow.storage import Storage
@@ -223,10 +222,6 @@ def test_too_few_days_are_refused_with_figures(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"0 shoppers bought in the windows before 2011-01-08 \(at least 20"):
         build_training_set(days.end, settings)
     assert not (settings.home / "training_sets" / str(days.end)).exists()
-
-
-def test_the_parts_of_the_line_agree_what_a_history_is() -> None:
-    assert set(HISTORY_EVENT_TYPES) == set(BUILT_EVENT_TYPES)
 
 
 def test_files_say_what_the_manifest_says(shop: Shop, training_set: TrainingSet) -> None:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from recflow.features.user import HISTORY_EVENT_TYPES
 from recflow.features.views import HISTORY_FEATURES
+from recflow.schema import HISTORY_EVENT_TYPES
 from recflow.storage import Storage
 
 if TYPE_CHECKING:

@@ -5,15 +5,13 @@ line to `user_measures`. Nothing else knows the names: Feast's schema, the train
 inputs and the drift report follow.
 """
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from recflow.features.totals import SPANS, ratio
+from recflow.schema import HISTORY_EVENT_TYPES
 
 if TYPE_CHECKING:
     import ibis.expr.types as ir
-
-# What a model reads as a shopper's history. Impressions say what was shown, searches and reviews name no choice.
-HISTORY_EVENT_TYPES: Final = ("purchase", "return", "view", "click", "add_to_cart")
 
 
 def user_measures(events: "ir.Table") -> "ir.Table":

@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from recflow import featurestore
 from recflow.features import item, totals, user
-from recflow.schema import EVENTS, ITEMS, TIMESTAMP
+from recflow.schema import EVENTS, HISTORY_EVENT_TYPES, ITEMS, TIMESTAMP
 from recflow.settings import Settings
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def definition(settings: Settings) -> str:
 
     import ibis
 
-    parts = [str(settings.features.history_length), *user.HISTORY_EVENT_TYPES]
+    parts = [str(settings.features.history_length), *HISTORY_EVENT_TYPES]
     for view in STATS_VIEWS:
         measured = view.measures(ibis.table(EVENT_COLUMNS, "events"), ibis.table(ITEM_COLUMNS, "items"))
         parts += [ibis.to_sql(measured, dialect="duckdb"), ibis.to_sql(view.expression(), dialect="duckdb")]

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recflow.models.features import FeatureEncoder
-from recflow.models.interactions import HISTORY_EVENT_TYPES, Context
-from recflow.schema import EVENT_TYPES
+from recflow.models.interactions import Context
+from recflow.schema import EVENT_TYPES, HISTORY_EVENT_TYPES
 
 _DAY_US = 86_400_000_000
 _CODES = {name: EVENT_TYPES.index(name) for name in HISTORY_EVENT_TYPES}

@@ -17,9 +17,6 @@ from recflow.schema import EVENT_TYPES
 PURCHASE = EVENT_TYPES.index("purchase")
 RETURN = EVENT_TYPES.index("return")
 
-# What a history is made of. Impressions are what the shop did, searches and reviews name no choice of an item.
-HISTORY_EVENT_TYPES = ("purchase", "return", "view", "click", "add_to_cart")
-
 # How strongly an event says that a shopper wants an item, by index into schema.EVENT_TYPES. A basket is close to a
 # purchase, a look is not; a return takes nothing back: the item was wanted once.
 PREFERENCE = np.zeros(len(EVENT_TYPES), np.float32)

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from recflow.errors import MissingInput, RecflowError, RegistryError
 from recflow.models.context import EventColumns, assemble
-from recflow.models.interactions import HISTORY_EVENT_TYPES, PURCHASE, top_k
-from recflow.schema import EVENT_TYPES, day_end
+from recflow.models.interactions import PURCHASE, top_k
+from recflow.schema import EVENT_TYPES, HISTORY_EVENT_TYPES, day_end
 from recflow.serving.bundle import Bundle, load_bundle
 from recflow.serving.feedback import to_us
 from recflow.settings import Settings

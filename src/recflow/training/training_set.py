@@ -22,8 +22,8 @@ import pyarrow.parquet as pq
 
 from recflow import featurestore
 from recflow.errors import FeatureError, MissingInput, TrainingError
-from recflow.models.interactions import HISTORY_EVENT_TYPES, PURCHASE
-from recflow.schema import EVENT_TYPES, ITEMS, TIMESTAMP
+from recflow.models.interactions import PURCHASE
+from recflow.schema import EVENT_TYPES, HISTORY_EVENT_TYPES, ITEMS, TIMESTAMP
 from recflow.settings import Settings
 from recflow.storage import Artifact, Storage, content_hash
 
