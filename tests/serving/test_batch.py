@@ -76,6 +76,14 @@ def test_ids_come_as_in_the_feed_each_once_in_the_order_asked_for(shop: Shop) ->
     assert table["user_id"].to_pylist() == ["12350.0"] * 3 + ["stranger"] * 3 + ["12346.0"] * 3
 
 
+def test_a_number_is_the_same_customer_in_either_spelling(shop: Shop) -> None:
+    as_fed = "12347.0"
+    assert as_fed in _bought(shop)
+    asked = recommend_batch([as_fed, "12347"], k=5, new_only=True, settings=shop.settings, champion=shop.champion)
+    lists = asked.to_pandas().groupby("user_id")[["item_id", "rank", "score"]].agg(list)
+    assert list(lists.loc["12347"]) == list(lists.loc[as_fed])
+
+
 def test_an_unknown_user_gets_what_is_popular(shop: Shop) -> None:
     table = recommend_batch(["stranger"], k=39, new_only=True, settings=shop.settings, champion=shop.champion)
     storage = Storage(shop.settings)

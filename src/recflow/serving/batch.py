@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from recflow.console import log
 from recflow.errors import MissingInput, RecflowError, RegistryError
 from recflow.models.context import EventColumns, assemble
 from recflow.models.interactions import PURCHASE, top_k
@@ -71,7 +72,10 @@ def recommend_batch(
     bundle = load_bundle(champion.folder)
     lake = _read_lake(Storage(settings), bundle)
     wanted = lake.user_ids if users is None else pa.array(dict.fromkeys(users), pa.string())
-    places = pc.fill_null(pc.index_in(wanted, lake.user_ids), -1).to_numpy()
+    places = _places(wanted, lake.user_ids)
+    unknown = int((places < 0).sum())
+    if unknown:
+        log.info("%d of %d users aren't in the lake; they get what is popular", unknown, len(places))
     hidden = _hidden(bundle, settings)
     items, scores = [], []
     for start in range(0, len(places), _CHUNK):
@@ -97,6 +101,22 @@ def write_batch(table: pa.Table, out: Path) -> None:
         raise RecflowError(f"{out}: can't be written ({error.strerror or error}). Choose another place.") from error
     finally:
         aside.unlink(missing_ok=True)
+
+
+def _places(wanted: pa.Array, user_ids: pa.Array) -> NDArray[np.int64]:
+    """Return where each wanted user stands among the lake's, -1 for a stranger.
+
+    Spreadsheets and data frames write the number 17850 as 17850.0: where the feed's own spelling isn't found, the
+    other one is looked for.
+    """
+    exact = pc.index_in(wanted, user_ids)
+    as_number = pc.index_in(_plain_number(wanted), _plain_number(user_ids))
+    places: NDArray[np.int64] = pc.fill_null(pc.coalesce(exact, as_number), -1).to_numpy().astype(np.int64)
+    return places
+
+
+def _plain_number(ids: pa.Array) -> pa.Array:
+    return pc.replace_substring_regex(ids, r"^(\d+)\.0$", r"\1")
 
 
 def _recommend_chunk(
