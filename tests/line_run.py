@@ -1,6 +1,5 @@
 """One `recflow line` on a small shop with the quirks of Online Retail, run once in a test session."""
 
-import os
 import subprocess
 import sys
 from dataclasses import dataclass

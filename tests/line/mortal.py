@@ -1,8 +1,11 @@
 """A server of steps that die on request: `python mortal.py HOME FEED`, a JSON request a line, a JSON answer a line.
 
 All libraries are imported once; each request runs in a fork of this process, which never did anything else, so that
-a step starts at once and can be killed wherever it is. A step dies before its n-th change to the home: a file opened
-for writing (half a word is left in it), a name moved or removed, a folder made, a statement of SQLite that writes.
+a step starts at once and can be killed wherever it is. A step dies before its n-th change of a kind to the home:
+
+- `write`: a file is opened, and half a word left in it;
+- `move`, `remove` and `make`: of names;
+- `statement`: of SQLite, that writes.
 """
 
 import hashlib
@@ -14,14 +17,14 @@ import sys
 import threading
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 from typing import Any
 
-from recflow.console import quiet_third_parties
-
-quiet_third_parties()
+import pyarrow.parquet
+import safetensors.numpy
 
 from recflow import featurestore, pipeline
 from recflow.schema import Days
@@ -29,7 +32,12 @@ from recflow.settings import Settings
 from recflow.storage import Storage, content_hash
 from tests.line_run import small_settings
 
-_MOVES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.link", "os.symlink"}
+Place = list[Any]  # [kind, n]: before the n-th change of that kind
+
+_KINDS = {  # audit events of names, as the kind of change that they are
+    "os.rename": "move", "os.remove": "remove", "os.rmdir": "remove", "os.mkdir": "make", "os.link": "make",
+    "os.symlink": "make", "os.truncate": "make",
+}  # fmt: skip
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 _STATEMENTS = ("INSERT", "UPDATE", "DELETE", "REPLACE", "CREATE", "ALTER", "DROP", "COMMIT")
 _TABLES = (
@@ -41,24 +49,28 @@ _OF_THE_CLOCK = {"seconds", "started", "created"}  # keys that two equal runs di
 
 
 class Changes:
-    """Counts a process's changes to a home, and ends or holds it before the n-th."""
+    """Counts a process's changes to a home by kind, and ends or holds it before one of them."""
 
-    def __init__(self, home: Path, *, die_at: int | None, hold_at: int | None) -> None:
+    def __init__(self, home: Path, *, die_at: Place | None, hold_at: Place | None) -> None:
         self.home, self.die_at, self.hold_at = str(home), die_at, hold_at
-        self.count = 0
+        self.counts: Counter[str] = Counter()
         self._is_acting = False
         sys.addaudithook(self._audit)
         sqlite3.connect = sqlite3.dbapi2.connect = self._traced(sqlite3.connect)
+        # Written by native code, which raises no audit event.
+        for module, name in ((pyarrow.parquet, "write_table"), (safetensors.numpy, "save_file")):
+            setattr(module, name, self._announced(getattr(module, name)))
 
     def _audit(self, event: str, arguments: tuple[Any, ...]) -> None:
         if event == "open":
-            path, _, flags = arguments
-            if isinstance(flags, int) and flags & _WRITING and self._is_ours(path):
-                self._change(lambda: _write_half(path, flags))
-        elif event in _MOVES:
-            # Inside a tree that is being removed names are relative to an open folder.
-            if self._is_ours(arguments[0]) or arguments[-1] != -1:
-                self._change()
+            self._open(arguments[0], arguments[2])
+        # Inside a tree that is being removed names are relative to an open folder.
+        elif event in _KINDS and (self._is_ours(arguments[0]) or arguments[-1] != -1):
+            self._change(_KINDS[event])
+
+    def _open(self, path: Any, flags: Any) -> None:
+        if isinstance(flags, int) and flags & _WRITING and self._is_ours(path):
+            self._change("write", lambda: _write_half(path, flags))
 
     def _traced(self, connect: Callable[..., sqlite3.Connection]) -> Callable[..., sqlite3.Connection]:
         def connect_and_trace(*arguments: Any, **options: Any) -> sqlite3.Connection:
@@ -68,48 +80,51 @@ class Changes:
 
         return connect_and_trace
 
+    def _announced(self, write: Callable[..., Any]) -> Callable[..., Any]:
+        def announce_and_write(content: Any, where: Any, *arguments: Any, **options: Any) -> Any:
+            self._open(where, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            return write(content, where, *arguments, **options)
+
+        return announce_and_write
+
     def _statement(self, statement: str) -> None:
         if statement.lstrip().upper().startswith(_STATEMENTS):
-            self._change()
+            self._change("statement")
 
     def _is_ours(self, path: Any) -> bool:
-        return (
-            isinstance(path, str | os.PathLike)
-            and os.fspath(path).startswith(self.home)
-            and "/leases/" not in str(path)
-        )
+        return isinstance(path, str | os.PathLike) and f"{path}".startswith(self.home) and "/leases/" not in f"{path}"
 
-    def _change(self, before_death: Callable[[], None] | None = None) -> None:
+    def _change(self, kind: str, before_death: Callable[[], None] | None = None) -> None:
         if self._is_acting:
             return
-        self.count += 1
+        self.counts[kind] += 1
         self._is_acting = True
-        if self.count == self.die_at:
+        here = [kind, self.counts[kind]]
+        if here == self.die_at:
             if before_death:
                 before_death()
             os.kill(os.getpid(), signal.SIGKILL)
-        if self.count == self.hold_at:
-            Path(self.home, "..", "held").touch()
+        if here == self.hold_at:
+            Path(self.home, "..", "held").write_text(str(os.getpid()), encoding="utf-8")
             while not Path(self.home, "..", "go").exists():
                 time.sleep(0.02)
         self._is_acting = False
 
 
 def _write_half(path: Any, flags: int) -> None:
-    descriptor = os.open(path, flags & ~os.O_RDONLY | os.O_WRONLY if not flags & os.O_RDWR else flags, 0o644)
-    os.write(descriptor, b"hal")
+    os.write(os.open(path, flags if flags & os.O_RDWR else flags | os.O_WRONLY, 0o644), b"hal")
 
 
 # -- what can be asked for
 
 
 def run(request: dict[str, Any], settings: Settings) -> dict[str, Any]:
-    """Run a step; answer how many changes it made."""
+    """Run a step; answer how many changes it made, by kind."""
     changes = Changes(settings.home, die_at=request.get("die_at"), hold_at=request.get("hold_at"))
     step = getattr(pipeline, request["step"])
     days = [date.fromisoformat(text) for text in request["days"]]
     step(Days(days[0], days[-1]) if step in pipeline.DAILY else days[-1], settings)
-    return {"changes": changes.count}
+    return {"changes": dict(changes.counts)}
 
 
 def observe(request: dict[str, Any], settings: Settings) -> dict[str, Any]:
@@ -122,7 +137,7 @@ def observe(request: dict[str, Any], settings: Settings) -> dict[str, Any]:
     answers = recommend_batch(request["users"], k=5, new_only=False, settings=settings, champion=served)
     return {
         "partitions": {
-            f"{noun}/{day}": [content_hash(storage.read_partition(noun, day)), storage.partition_manifest(noun, day)]
+            f"{noun}/{day}": _hash(Path(storage.partition_uri(noun, day)))
             for noun in _TABLES
             for day in storage.days(noun)
         },
@@ -151,6 +166,10 @@ def _content(file: Path) -> Any:
         return _timeless(json.loads(file.read_text(encoding="utf-8")))
     if file.suffix == ".html":
         return "</html>" in file.read_text(encoding="utf-8").lower()  # random ids inside; whole to the end
+    return _hash(file)
+
+
+def _hash(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
@@ -168,9 +187,14 @@ def _import_everything() -> None:
         warnings.simplefilter("ignore")
         import duckdb  # noqa: F401
         import evidently.presets  # noqa: F401
-        import feast  # noqa: F401
+        import feast.infra.offline_stores.duckdb
+        import feast.infra.online_stores.sqlite
+        import feast.metrics  # noqa: F401
         import great_expectations.expectations  # noqa: F401
+        import ibis.backends.duckdb  # noqa: F401
         import matplotlib.pyplot  # noqa: F401
+        import mlflow.store.model_registry.sqlalchemy_store
+        import mlflow.store.tracking.sqlalchemy_store
         import mlflow.tracking  # noqa: F401
         import pandas  # noqa: F401
         import pytorch_lightning  # noqa: F401
