@@ -362,3 +362,21 @@ def python(code: str) -> subprocess.CompletedProcess[str]:
         text=True,
         check=False,
     )
+
+
+def test_only_old_leftovers_of_killed_runs_are_cleared(settings: Settings) -> None:
+    storage = Storage(settings)
+    written = storage.write_partition("events", DAY, pa.table({"a": [1]}), {})
+    with storage.writing_folder("candidates", "one"):
+        pass
+    old = [storage.home / "lake/events/.writing-2011-03-02-x", storage.home / "candidates/.retired-one-x"]
+    young = [storage.home / "lake/events/.writing-2011-03-03-x", storage.home / "candidates/.writing-two-x"]
+    for file, folder in (old, young):
+        file.write_bytes(b"half")
+        (folder / "holdout").mkdir(parents=True)
+    for path in old:
+        os.utime(path, (0, 0))
+    storage.clear_leftovers()
+    assert [path.exists() for path in (*old, *young)] == [False, False, True, True]
+    assert Path(written.uri).exists()
+    assert storage.read_folder("candidates", "one").manifest == {}

@@ -29,7 +29,9 @@ def _step(function: Callable[[Subject, Settings], Artifact]) -> Callable[[Subjec
     @functools.wraps(function)
     def run(subject: Subject, settings: Settings) -> Artifact:
         name = function.__name__
-        with Storage(settings).lease(name), recorded(settings.home, name, str(subject or "")) as facts:
+        storage = Storage(settings)
+        with storage.lease(name), recorded(settings.home, name, str(subject or "")) as facts:
+            storage.clear_leftovers()
             artifact = function(subject, settings)
             facts |= {"output": artifact.uri}
             facts |= {key: artifact.manifest[key] for key in ("views",) if key in artifact.manifest}

@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -29,6 +30,8 @@ from recflow.settings import Settings
 
 _MANIFEST_KEY = b"recflow"
 _PART = "part-0.parquet"
+_ASIDE = (".writing-", ".retired-")  # names that no reader looks at
+_LEFTOVER_SECONDS = 86_400.0  # a day; no step may run for more than half of that
 
 Manifest = Mapping[str, Any]
 
@@ -205,6 +208,15 @@ class Storage:
             replace_folder(aside, target)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
+
+    def clear_leftovers(self) -> None:
+        """Remove what killed runs left aside on local disks: hidden names that are older than any step runs."""
+        roots = [self.home, Path(self._root)] if self._is_local else [self.home]
+        for path in (path for root in roots for path in root.glob("*/.*") if path.name.startswith(_ASIDE)):
+            with contextlib.suppress(OSError):
+                if time.time() - path.stat().st_mtime < _LEFTOVER_SECONDS:
+                    continue
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     # -- leases
 
