@@ -125,18 +125,22 @@ def run(
 @app.command()
 def line(
     until: Annotated[date, typer.Option(parser=_day, metavar="YYYY-MM-DD", help="Last day of data, inclusive.")],
-    source: Annotated[Source, typer.Option(help="The feed's shape.")] = Source.online_retail,
-    data: Annotated[Path | None, typer.Option(help="Folder of daily files; default: what `data fetch` took.")] = None,
+    source: Annotated[Source | None, typer.Option(help="The feed's shape; default: as set or fetched.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder of daily files, kept for later steps.")] = None,
     start: Annotated[date | None, _day_option("First day; default: the first that the feed has.")] = None,
 ) -> None:
     """Run all steps in bulk, from the first file of the feed up to a promoted model, without Airflow."""
     from recflow import pipeline
+    from recflow.events.feed import remember_feed, resolve_feed
     from recflow.events.ingest import feed_start
     from recflow.schema import Days
 
-    feed = {"source": source.value, **({"path": str(data)} if data else {})}
-    settings = _settings(feed=feed)
-    artifact = pipeline.line(Days(start or feed_start(settings), until), settings)
+    named = {"source": source and source.value, "path": data and str(data)}
+    settings = _settings(feed={key: value for key, value in named.items() if value})
+    first = start or feed_start(settings)
+    if data:
+        remember_feed(settings, resolve_feed(settings))
+    artifact = pipeline.line(Days(first, until), settings)
     for sentence in artifact.manifest.get("sentences", []):
         _say(sentence)
     if "version" not in artifact.manifest:

@@ -13,13 +13,14 @@ import pytest
 
 from recflow import featurestore
 from recflow.errors import FeedError
+from recflow.events.feed import Feed, resolve_feed
 from recflow.pipeline import DAILY, MODEL, replay
 from recflow.registry.versions import champion
 from recflow.runlog import read_records
 from recflow.schema import Days
 from recflow.serving.bundle import load_bundle
 from recflow.serving.feedback import EventLog, judge_events
-from recflow.settings import Settings
+from recflow.settings import Settings, load_settings
 from recflow.storage import Storage
 from tests.line_run import (
     ANNOUNCED_CLOSED,
@@ -66,6 +67,10 @@ def test_the_line_ends_with_a_promoted_model(run: LineRun) -> None:
     assert steps == [(step.__name__, "done") for step in (*DAILY, *MODEL)] + [("publish", "done")]
     assert run.ended.stdout.endswith(f"bundles/{DAYS.end}\n")
     assert "Accepted: " in run.ended.stderr
+
+
+def test_later_steps_know_the_feed_that_the_line_was_given(run: LineRun) -> None:
+    assert resolve_feed(load_settings(home=run.settings.home)) == Feed("online-retail", run.feed)
 
 
 def test_third_parties_say_nothing(run: LineRun) -> None:
