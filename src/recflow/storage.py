@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import fsspec
 import pyarrow as pa
@@ -42,6 +42,18 @@ class Artifact:
 
     uri: str
     manifest: Manifest = field(default_factory=dict)
+
+
+class Release(Protocol):
+    """A version of the served model with its files at hand, as the registry hands it out."""
+
+    @property
+    def version(self) -> str:
+        """Return its number in the registry."""
+
+    @property
+    def folder(self) -> Path:
+        """Return its bundle."""
 
 
 class Storage:

@@ -6,7 +6,7 @@ from numpy.testing import assert_allclose
 
 from recflow.models.context import context_of
 from recflow.models.features import FeatureEncoder
-from recflow.models.interactions import PURCHASE, RETURN, Context, history_mask
+from recflow.models.interactions import PURCHASE, RETURN, Context
 from recflow.models.repeats import repeat_pairs
 from tests.models.worlds import DAY_US, context_for, random_interactions
 
@@ -60,7 +60,6 @@ def test_unknown_items_and_events_without_a_choice_leave_no_gap() -> None:
         [1.0] * 4,
     )
     assert _context(history).items.tolist() == [[0, 0, 1, 3]]
-    assert history_mask(_context(history)).tolist() == [[False, False, True]]
 
 
 def test_histories_dont_mix() -> None:

@@ -12,15 +12,15 @@ from recflow.console import log
 from recflow.evaluation.figures import CHAMPION, FILE, list_lengths, measure
 from recflow.evaluation.holdout import TASKS, Holdout, open_holdout
 from recflow.evaluation.report import write_report
-from recflow.evaluation.scoring import Champion, Lists, NotComparable, candidate_lists, champion_lists
+from recflow.evaluation.scoring import Lists, NotComparable, candidate_lists, champion_lists
 from recflow.models.dataset import TrainingSet
 from recflow.settings import Settings
-from recflow.storage import Artifact, Storage
+from recflow.storage import Artifact, Release, Storage
 
 NOUN = "evaluations"
 
 
-def evaluate(until: date, champion: Champion | None, settings: Settings) -> Artifact:
+def evaluate(until: date, champion: Release | None, settings: Settings) -> Artifact:
     """Candidates of `until`, and the champion, on the same hold-out -> `evaluations/<until>`; figures and a report.
 
     Figures of versions that were evaluated on different days can't be compared: the champion is scored again, with
@@ -64,7 +64,7 @@ def evaluate(until: date, champion: Champion | None, settings: Settings) -> Arti
 
 
 def _score_champion(
-    champion: Champion | None, holdout: Holdout, lists: dict[str, Lists], *, k: int
+    champion: Release | None, holdout: Holdout, lists: dict[str, Lists], *, k: int
 ) -> dict[str, Any] | None:
     """Add the champion's lists to the others; return what is known of it, None where there is no champion."""
     if champion is None:

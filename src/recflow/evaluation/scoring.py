@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -19,22 +19,11 @@ from recflow.evaluation.holdout import TASKS, Holdout, Task
 from recflow.models.catalog import load_ranker
 from recflow.models.features import Encoders
 from recflow.models.interactions import Context, Ranker, top_k
+from recflow.storage import Release
 
 _BATCH = 256  # shoppers whose scores of the whole catalogue are held at once
 
 Score = Callable[[Context], NDArray[np.float32]]  # B shoppers -> (B, V)
-
-
-class Champion(Protocol):
-    """What evaluation needs of the served version."""
-
-    @property
-    def version(self) -> str:
-        """Return its number in the registry."""
-
-    @property
-    def folder(self) -> Path:
-        """Return its bundle."""
 
 
 class NotComparable(Exception):
@@ -73,7 +62,7 @@ def candidate_lists(candidates: Path, holdout: Holdout, *, k: int) -> dict[str, 
     }
 
 
-def champion_lists(champion: Champion, holdout: Holdout, *, k: int) -> tuple[Lists, str]:
+def champion_lists(champion: Release, holdout: Holdout, *, k: int) -> tuple[Lists, str]:
     """Return the champion's lists for the same shoppers, and which of its weights made them.
 
     Raises:

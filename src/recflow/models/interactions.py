@@ -129,12 +129,3 @@ def preferences(context: Context) -> NDArray[np.float32]:  # (B, V)
     # +1: column 0 takes the padding
     np.maximum.at(wanted, (rows, context.items), PREFERENCE[context.event_types])
     return wanted[:, 1:]
-
-
-def history_mask(context: Context) -> NDArray[np.bool_]:  # (B, V)
-    """Return which items each shopper has bought, as far as the history reaches."""
-    n_items = len(context.item_features)
-    bought = np.zeros((len(context), n_items + 1), dtype=bool)
-    rows = np.arange(len(context))[:, None]
-    bought[rows, np.where(context.event_types == PURCHASE, context.items, 0)] = True
-    return bought[:, 1:]

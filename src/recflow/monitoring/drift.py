@@ -13,8 +13,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import date
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from recflow.errors import FeatureError, MissingInput
 from recflow.monitoring.effects import measure
@@ -24,25 +23,13 @@ from recflow.monitoring.scores import candidate_model, champion_model, score_col
 from recflow.monitoring.verdict import Judgement, judge
 from recflow.schema import Days
 from recflow.settings import Settings
-from recflow.storage import Artifact, Storage
+from recflow.storage import Artifact, Release, Storage
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-class Champion(Protocol):
-    """The version that is served."""
-
-    @property
-    def version(self) -> str:
-        """Return its version."""
-
-    @property
-    def folder(self) -> Path:
-        """Return its bundle."""
-
-
-def watch_drift(until: date, champion: Champion | None, settings: Settings) -> Artifact:
+def watch_drift(until: date, champion: Release | None, settings: Settings) -> Artifact:
     """Compare the last days with those that the champion learned from; write the report and the verdict.
 
     Without a champion the reference is the time before the last days.
@@ -77,13 +64,13 @@ def _first_day(storage: Storage, until: date) -> date:
     return storage.days("events")[0]
 
 
-def _learned_until(champion: Champion) -> date:
+def _learned_until(champion: Release) -> date:
     facts = json.loads((champion.folder / "bundle.json").read_text(encoding="utf-8"))
     return date.fromisoformat(facts["until"])
 
 
 def _scores(
-    until: date, champion: Champion | None, windows: Windows, sampler: Sampler, settings: Settings
+    until: date, champion: Release | None, windows: Windows, sampler: Sampler, settings: Settings
 ) -> tuple[list[Column], str]:
     """Return the columns of scores, and a sentence where there are none."""
     model = candidate_model(until, settings) if champion is None else champion_model(champion.version, champion.folder)
@@ -102,7 +89,7 @@ def _tallies(sampler: Sampler) -> "Mapping[str, tuple[pd.DataFrame, pd.DataFrame
 
 
 def _manifest(
-    until: date, champion: Champion | None, windows: Windows, judgement: Judgement, settings: Settings
+    until: date, champion: Release | None, windows: Windows, judgement: Judgement, settings: Settings
 ) -> dict[str, Any]:
     """Return what other steps and people read; JSON values only."""
     sentences = list(judgement.sentences)

@@ -4,7 +4,7 @@ import uuid
 from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -20,22 +20,10 @@ from recflow.schema import EVENT_TYPES, HISTORY_EVENT_TYPES, day_end
 from recflow.serving.bundle import Bundle, load_bundle
 from recflow.serving.feedback import to_us
 from recflow.settings import Settings
-from recflow.storage import Storage
+from recflow.storage import Release, Storage
 
 _CHUNK = 512  # users scored at once: 512 x 4,000 items are 8 MB a matrix
 _COLUMNS = ["user_id", "item_id", "event_timestamp", "event_type", "quantity"]
-
-
-class Release(Protocol):
-    """What the registry hands out."""
-
-    @property
-    def version(self) -> str:
-        """Return its number."""
-
-    @property
-    def folder(self) -> Path:
-        """Return where its bundle lies."""
 
 
 class _Lake(NamedTuple):

@@ -2,8 +2,6 @@
 
 import gc
 from collections.abc import Callable
-from pathlib import Path
-from typing import Protocol
 
 from recflow.console import log
 from recflow.errors import BundleInvalid, RecflowError
@@ -11,18 +9,7 @@ from recflow.serving import metrics
 from recflow.serving.bundle import Bundle, load_bundle
 from recflow.serving.recommend import Recommender
 from recflow.serving.types import RecommendRequest
-
-
-class Release(Protocol):
-    """What the registry hands out."""
-
-    @property
-    def version(self) -> str:
-        """Return its number."""
-
-    @property
-    def folder(self) -> Path:
-        """Return where its bundle lies."""
+from recflow.storage import Release
 
 
 class ModelSlot:
