@@ -22,8 +22,9 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)
 	$(BIN)/recflow demo $(if $(KEEP),--keep)
 
+# By files over all cores: the tests of a file share what they start.
 test: $(READY)
-	$(BIN)/pytest
+	$(BIN)/pytest -n logical --dist loadfile
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -1,7 +1,8 @@
-"""Feast: the registry of feature views, the online store, point-in-time joins. No other file imports it.
+"""Feast: the registry of feature views, the writing of the online store, point-in-time joins. No other file imports it.
 
-`feature_repo/` declares the same objects by the same functions, for Feast's own command line. Everything lies below
-`<home>/feast/`: `registry.db`, `online.db` and `materialized.json`, which says what the online store holds.
+`feature_repo/` declares the same objects by the same functions, for Feast's own command line. Below `<home>/feast/` lie
+`registry.db`, `materialized.json`, which says what the online store holds, and `online.db`, where the store is SQLite.
+Rows are read by `onlinestore`, without Feast.
 
 Two of Feast's ways are not taken, both tried and measured:
 
@@ -9,13 +10,15 @@ Two of Feast's ways are not taken, both tried and measured:
   a state in which reads are refused. Here the day's snapshot alone is written, view by view, each in one transaction;
   then it is recorded in the registry as a materialization.
 - SQLite's default journal lets a writer block readers; write-ahead logging doesn't.
+
+Feast's Redis and PostgreSQL stores keep their connections for good; here they are closed after each step.
 """
 
 import contextlib
+import functools
 import os
 import shutil
 import tempfile
-import threading
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import date, timedelta
@@ -25,9 +28,21 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 import pyarrow as pa
 
 from recflow.errors import FeatureError, MissingInput
+from recflow.onlinestore import (
+    HISTORY_PREFIX,
+    PROJECT,
+    Materialized,
+    StoredView,
+    database,
+    folder,
+    online_place,
+    open_backend,
+    read_materialized,
+    write_materialized,
+)
 from recflow.schema import day_end
 from recflow.settings import Settings
-from recflow.storage import Storage, write_json
+from recflow.storage import Storage
 
 if TYPE_CHECKING:
     import feast
@@ -35,12 +50,10 @@ if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import NDArray
 
-PROJECT: Final = "recflow"
 FEATURE_SERVICE: Final = "recommender_v1"
 ENTITIES: Final = {"user_id": "user", "item_id": "item"}  # id's column -> entity
 
 _KEY_VERSION = 3
-_BATCH = 500  # users of one request: SQLite takes some thousand parameters, and memory stays flat
 _LEASE_SECONDS = 60.0
 
 
@@ -53,16 +66,6 @@ class View(NamedTuple):
     changes_only: bool = False  # a day holds only the entities that changed, not all; no created_timestamp
 
 
-class OnlineUser(NamedTuple):
-    """What the online store knows of a user; of a stranger, features of None and an empty history."""
-
-    features: dict[str, Any]
-    item_ids: list[str]
-    event_types: list[str]
-    timestamps_us: list[int]
-    quantities: list[float]
-
-
 # -- definitions
 
 
@@ -70,17 +73,27 @@ def repo_config(settings: Settings, *, registry: Path | None = None) -> "feast.R
     """Return the configuration that `feature_repo/feature_store.yaml` spells out for Feast's command line."""
     from feast import RepoConfig
 
-    folder = _folder(settings)
     return RepoConfig(
         project=PROJECT,
         provider="local",
         # No expiry: whoever reads keeps the registry that was in force when it was opened.
-        registry={"path": str(registry or folder / _REGISTRY), "cache_ttl_seconds": 0},
+        registry={"path": str(registry or folder(settings) / _REGISTRY), "cache_ttl_seconds": 0},
         offline_store={"type": "duckdb"},
-        online_store={"type": "sqlite", "path": str(folder / "online.db")},
+        online_store=_online_config(settings),
         entity_key_serialization_version=_KEY_VERSION,
-        repo_path=str(folder),
+        repo_path=str(folder(settings)),
     )
+
+
+def _online_config(settings: Settings) -> dict[str, Any]:
+    url = settings.features.online_url
+    if url is None:
+        return {"type": "sqlite", "path": str(database(settings))}
+    if settings.features.online_store == "redis":
+        from recflow.onlinestore.redis import feast_config
+    else:
+        from recflow.onlinestore.postgres import feast_config
+    return feast_config(url.get_secret_value())
 
 
 def entity(id_column: str) -> "feast.Entity":
@@ -107,12 +120,15 @@ def data_source(view: View, settings: Settings) -> "feast.FileSource":
 
 
 def feature_view(view: View, owner: "feast.Entity", source: "feast.FileSource") -> "feast.FeatureView":
-    """Return the view with its schema taken from the features' types."""
+    """Return the view with its schema taken from the features' types.
+
+    Raises:
+        FeatureError: a feature is of a type that can't be stored, or not read.
+    """
     from feast import FeatureView, Field
-    from feast.type_map import pa_to_feast_value_type
     from feast.types import String, from_value_type
 
-    types = {name: from_value_type(pa_to_feast_value_type(str(kind))) for name, kind in view.features.items()}
+    types = {name: from_value_type(_value_type(view, name)) for name in view.features}
     return FeatureView(
         name=view.name,
         entities=[owner],
@@ -121,6 +137,22 @@ def feature_view(view: View, owner: "feast.Entity", source: "feast.FileSource") 
         # Snapshots don't expire: the newest at or before a moment is what was known then.
         ttl=timedelta(0),
         online=True,
+    )
+
+
+def _value_type(view: View, name: str) -> Any:
+    """Return the type of a feature in Feast's own words."""
+    from feast.type_map import pa_to_feast_value_type
+
+    from recflow.onlinestore.layout import VALUE_TYPES
+
+    with contextlib.suppress(KeyError):
+        kind = pa_to_feast_value_type(str(view.features[name]))
+        if kind.name in VALUE_TYPES:
+            return kind
+    raise FeatureError(
+        f"{view.name}: {name} is of the type {view.features[name]}, which the online store can't hold. "
+        "Expected a number, a text, a truth value, a timestamp, or a list of one of them."
     )
 
 
@@ -133,13 +165,14 @@ def feature_service(views: Iterable["feast.FeatureView"]) -> "feast.FeatureServi
 
 def apply(views: Sequence[View], settings: Settings) -> None:
     """Register entities, sources, views and the service, and make the online tables; again and again at will."""
-    _folder(settings).mkdir(parents=True, exist_ok=True)
+    folder(settings).mkdir(parents=True, exist_ok=True)
     owners = {name: entity(name) for name in dict.fromkeys(view.entity for view in views)}
     sources = [data_source(view, settings) for view in views]
     registered = [feature_view(view, owners[view.entity], source) for view, source in zip(views, sources, strict=True)]
-    with Storage(settings).lease("online_store", wait_seconds=_LEASE_SECONDS), _changing(settings) as store:
+    with _exclusive(settings), _changing(settings) as store:
         store.apply([*owners.values(), *sources, *registered, feature_service(registered)])
-    _log_ahead(_folder(settings) / "online.db")
+    if settings.features.online_store == "sqlite":
+        _log_ahead(database(settings))
 
 
 def feature_names(settings: Settings, entity: Literal["user", "item"]) -> list[str]:
@@ -148,13 +181,14 @@ def feature_names(settings: Settings, entity: Literal["user", "item"]) -> list[s
     Raises:
         MissingInput: nothing was registered yet.
     """
-    return [
-        field.name
-        for view in _service_views(_registered(settings))
-        if view.entities == [entity]
-        for field in view.features
-        if not field.name.startswith(_HISTORY_PREFIX)
-    ]
+    with _registered(settings) as store:
+        return [
+            field.name
+            for view in _service_views(store)
+            if view.entities == [entity]
+            for field in view.features
+            if not field.name.startswith(HISTORY_PREFIX)
+        ]
 
 
 # -- online
@@ -171,81 +205,38 @@ def materialize(day: date, settings: Settings) -> dict[str, int]:
         MissingInput: the day has no snapshot, or nothing is registered.
     """
     storage = Storage(settings)
-    with storage.lease("online_store", wait_seconds=_LEASE_SECONDS):
-        store = _registered(settings)
+    with _exclusive(settings), _registered(settings) as store:
         views = _service_views(store)
-        held = _held(settings)
-        if held is not None:
-            day = max(day, held.day)
-        snapshot = next(view.name for view in views if not _is_changes_only(view))
-        now = _Held(day, _chain(storage, snapshot, day), is_whole=True)
-        if now == held:
-            return {view.name: 0 for view in views}
-        # What is held is the beginning of what is wanted: only what changed since is missing. Else a day before it was
-        # replaced, or the last call was killed, and everything is written anew.
-        is_ahead = held is not None and held.is_whole and _chain(storage, snapshot, held.day) == held.chain
-        since = held.day if held is not None and is_ahead else None
-        _hold(settings, now._replace(is_whole=False))
-        written = {view.name: _write(store, view, storage, since, day) for view in views}
-        if since is None:
-            _drop_vanished(store, views, storage, day)
-        began = day_end(since) if since else day_end(day) - timedelta(days=1)
-        with _changing(settings) as changed:
-            for view in views:
-                changed.registry.apply_materialization(view, PROJECT, began, day_end(day))
-        _hold(settings, now)
+        stored = tuple(map(_stored_view, views))
+        with contextlib.closing(open_backend(settings, stored)) as backend:
+            held = read_materialized(settings)
+            if held is not None:
+                day = max(day, held.day)
+            snapshot = next(view.name for view in views if not _is_changes_only(view))
+            now = Materialized(
+                day, _chain(storage, snapshot, day), True, settings.features.online_store, backend.mark(), stored
+            )
+            if now == held:
+                return {view.name: 0 for view in views}
+            # What is held is the beginning of what is wanted: only what changed since is missing. Else a day before it
+            # was replaced, the last call was killed or the store lost its rows, and everything is written anew.
+            is_ahead = held is not None and now[2:] == held[2:] and _chain(storage, snapshot, held.day) == held.chain
+            since = held.day if held is not None and is_ahead else None
+            # Readers go on with the features that all have values.
+            writing = now._replace(is_whole=False, mark=None, views=held.views if held else None)
+            write_materialized(settings, writing)
+            written = {view.name: _write(store, view, storage, since, day) for view in views}
+            if since is None:
+                write_materialized(settings, writing._replace(views=stored))
+                backend.keep_only(_present(views, storage, day))
+            began = day_end(since) if since else day_end(day) - timedelta(days=1)
+            with _changing(settings) as changed:
+                for view in views:
+                    changed.registry.apply_materialization(view, PROJECT, began, day_end(day))
+            mark = uuid.uuid4().hex
+            backend.set_mark(mark)
+            write_materialized(settings, now._replace(mark=mark))
     return written
-
-
-def materialized_through(settings: Settings) -> date | None:
-    """Return the day whose snapshot the online store holds; None before the first."""
-    held = _held(settings)
-    return held.day if held else None
-
-
-class Reader:
-    """Reads users' rows; from one thread or several. It keeps the definitions that were in force when it was opened."""
-
-    def __init__(self, store: "feast.FeatureStore") -> None:
-        """Take the service's user views out of the registry; the store goes on using this snapshot of it."""
-        self._store = store
-        self._lock = threading.Lock()  # one SQLite connection
-        views = [view for view in _service_views(store) if view.entities == [ENTITIES["user_id"]]]
-        self._references = [f"{view.name}:{field.name}" for view in views for field in view.features]
-        self._features = [
-            field.name for view in views for field in view.features if not field.name.startswith(_HISTORY_PREFIX)
-        ]
-
-    def users(self, user_ids: Sequence[str]) -> list[OnlineUser]:
-        """Return what is known of each user, in the order asked for."""
-        found: list[OnlineUser] = []
-        for start in range(0, len(user_ids), _BATCH):
-            batch = list(user_ids[start : start + _BATCH])
-            with self._lock:
-                response = self._store.get_online_features(self._references, {"user_id": batch})
-            columns = response.to_dict()
-            histories = [[entries or [] for entries in columns[name]] for name in _HISTORY_COLUMNS]
-            values = zip(*(columns[name] for name in self._features), strict=True)
-            features = [dict(zip(self._features, row, strict=True)) for row in values]
-            found += [OnlineUser(*user) for user in zip(features, *histories, strict=True)]
-        return found
-
-
-def open_reader(settings: Settings) -> Reader:
-    """Open the online store for reading.
-
-    Raises:
-        MissingInput: nothing was materialized yet.
-    """
-    store = _registered(settings)
-    if _held(settings) is None:
-        raise MissingInput(
-            f"online store: nothing was materialized yet below {_folder(settings)}. "
-            f"Run `recflow run materialize` first."
-        )
-    reader = Reader(store)
-    reader.users([""])  # the first read opens the database: not while a shopper waits
-    return reader
 
 
 # -- offline
@@ -270,54 +261,45 @@ def historical_features(entities: "pd.DataFrame", settings: Settings) -> "pd.Dat
             f"historical_features: expected the columns event_timestamp and {' or '.join(ENTITIES)}, "
             f"found {', '.join(map(str, entities.columns)) or 'none'}. Add what is missing."
         )
-    store = _registered(settings)
     owners = {ENTITIES[name] for name in ids}
-    references = [
-        f"{view.name}:{field.name}"
-        for view in _service_views(store)
-        if set(view.entities) <= owners
-        for field in view.features
-    ]
-    joined: pd.DataFrame = store.get_historical_features(entities, references).to_df()
+    with _registered(settings) as store:
+        references = [
+            f"{view.name}:{field.name}"
+            for view in _service_views(store)
+            if set(view.entities) <= owners
+            for field in view.features
+        ]
+        joined: pd.DataFrame = store.get_historical_features(entities, references).to_df()
     return joined
 
 
 # -- inside
 
 _REGISTRY: Final = "registry.db"
-_HELD: Final = "materialized.json"
-_HISTORY_PREFIX: Final = "history_"
-_HISTORY_COLUMNS: Final = (
-    "history_item_ids",
-    "history_event_types",
-    "history_timestamps_us",
-    "history_quantities",
-)
 _DAYS_AT_ONCE = 64
 _ROWS_AT_ONCE = 5_000  # entities of one transaction: Feast makes an object of each value
-
-
-class _Held(NamedTuple):
-    """What the online store holds: the day's snapshot, and the chain of inputs that it was made of."""
-
-    day: date
-    chain: str
-    is_whole: bool  # false while it is being written
-
-
-def _folder(settings: Settings) -> Path:
-    return settings.home.absolute() / "feast"
 
 
 def _is_local(storage: Storage) -> bool:
     return storage.lake_uri.startswith("file://")
 
 
-def _store(settings: Settings, *, registry: Path | None = None) -> "feast.FeatureStore":
+@contextlib.contextmanager
+def _store(settings: Settings, *, registry: Path | None = None) -> Iterator["feast.FeatureStore"]:
+    """Give a store; on leaving, close its connection, which Feast doesn't."""
     from feast import FeatureStore
 
     _import_metrics()
-    return FeatureStore(config=repo_config(settings, registry=registry))
+    store = FeatureStore(config=repo_config(settings, registry=registry))
+    try:
+        yield store
+    finally:
+        online_store = store.provider.online_store
+        for name in ("_conn", "_client"):  # of SQLite's and PostgreSQL's; of Redis'
+            connection = getattr(online_store, name, None)
+            if connection is not None:
+                connection.close()
+                setattr(online_store, name, None)
 
 
 @contextlib.contextmanager
@@ -326,12 +308,13 @@ def _changing(settings: Settings) -> Iterator["feast.FeatureStore"]:
 
     Feast writes the file where it lies: whoever opens it meanwhile, or after a kill, finds half of it.
     """
-    registry = _folder(settings) / _REGISTRY
+    registry = folder(settings) / _REGISTRY
     aside = registry.with_name(f".writing-{uuid.uuid4().hex}-{_REGISTRY}")
     try:
         if registry.exists():
             shutil.copyfile(registry, aside)
-        yield _store(settings, registry=aside)
+        with _store(settings, registry=aside) as store:
+            yield store
         aside.replace(registry)
     finally:
         aside.unlink(missing_ok=True)
@@ -355,10 +338,26 @@ def _import_metrics() -> None:
                 os.environ.pop(name, None)
 
 
-def _registered(settings: Settings) -> "feast.FeatureStore":
-    if not (_folder(settings) / _REGISTRY).exists():
+@contextlib.contextmanager
+def _exclusive(settings: Settings) -> Iterator[None]:
+    """Hold the right to change the online store; what its driver raises becomes a sentence."""
+    try:
+        with Storage(settings).lease("online_store", wait_seconds=_LEASE_SECONDS):
+            yield
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] not in ("redis", "psycopg"):
+            raise
+        place, why = online_place(settings), str(error).strip().partition("\n")[0]
+        raise FeatureError(
+            f"online store: {place} failed ({type(error).__name__}: {why}). Nothing is lost; "
+            "see that it runs and that features.online_url is right, then run `recflow run materialize` again."
+        ) from error
+
+
+def _registered(settings: Settings) -> contextlib.AbstractContextManager["feast.FeatureStore"]:
+    if not (folder(settings) / _REGISTRY).exists():
         raise MissingInput(
-            f"feature store: nothing is registered below {_folder(settings)}. Run `recflow run materialize` first."
+            f"feature store: nothing is registered below {folder(settings)}. Run `recflow run materialize` first."
         )
     return _store(settings)
 
@@ -377,18 +376,12 @@ def _is_changes_only(view: "feast.FeatureView") -> bool:
     return source is not None and not source.created_timestamp_column
 
 
-def _held(settings: Settings) -> _Held | None:
-    import json
-
-    try:
-        held = json.loads((_folder(settings) / _HELD).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    return _Held(date.fromisoformat(held["day"]), held["chain"], held["is_whole"])
-
-
-def _hold(settings: Settings, held: _Held) -> None:
-    write_json(_folder(settings) / _HELD, held._asdict())
+def _stored_view(view: "feast.FeatureView") -> StoredView:
+    """Return where a view's values lie."""
+    (id_column,) = view.join_keys
+    return StoredView(
+        view.name, id_column, tuple((field.name, field.dtype.to_value_type().name) for field in view.features)
+    )
 
 
 def _chain(storage: Storage, noun: str, day: date) -> str:
@@ -475,36 +468,17 @@ def _newest_rows(view: "feast.FeatureView", storage: Storage, since: date | None
         seen = pa.concat_arrays([seen, newest[id_column].combine_chunks()])
 
 
-def _drop_vanished(
-    store: "feast.FeatureStore", views: "Sequence[feast.FeatureView]", storage: Storage, day: date
-) -> None:
-    """Take out entities and features that the day's snapshot no longer has, because what it was made of changed.
+def _present(views: "Sequence[feast.FeatureView]", storage: Storage, day: date) -> dict[str, Iterator[bytes]]:
+    """Return the keys of the entities that a day's snapshot has, by the id's column."""
+    from recflow.onlinestore.layout import entity_key
 
-    Feast has no call for it; this knows how its SQLite store names tables and keys.
-    """
-    import sqlite3
-
-    from feast.infra.key_encoding_utils import serialize_entity_key
-
-    database = Path(store.config.online_store.path)
-    with contextlib.closing(sqlite3.connect(database)) as connection, connection:
-        connection.execute("CREATE TEMP TABLE present (entity TEXT, entity_key BLOB)")
-        for view in views:
-            if not _is_changes_only(view):
-                (id_column,) = view.join_keys
-                names = storage.read_partition(view.name, day)[id_column].to_pylist()
-                keys = (serialize_entity_key(_key(id_column, name), _KEY_VERSION) for name in names)
-                connection.executemany("INSERT INTO present VALUES (?, ?)", ((id_column, key) for key in keys))
-        connection.execute("CREATE TEMP TABLE declared (view TEXT, feature_name TEXT)")
-        declared = ((view.name, field.name) for view in views for field in view.features)
-        connection.executemany("INSERT INTO declared VALUES (?, ?)", declared)
-        for view in views:
-            connection.execute(
-                f'DELETE FROM "{PROJECT}_{view.name}"'
-                " WHERE entity_key NOT IN (SELECT entity_key FROM present WHERE entity = ?)"
-                " OR feature_name NOT IN (SELECT feature_name FROM declared WHERE view = ?)",
-                (view.join_keys[0], view.name),
-            )
+    present: dict[str, Iterator[bytes]] = {}
+    for view in views:
+        if not _is_changes_only(view):
+            (id_column,) = view.join_keys
+            names = storage.read_partition(view.name, day)[id_column].to_pylist()
+            present[id_column] = map(functools.partial(entity_key, id_column), names)
+    return present
 
 
 def _key(id_column: str, name: str) -> Any:

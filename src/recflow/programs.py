@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
-from pydantic import BaseModel
+from pydantic import BaseModel, SecretStr
 
 from recflow.console import log
 from recflow.settings import Settings
@@ -39,6 +39,8 @@ def _variables(section: BaseModel, prefix: str) -> Iterator[tuple[str, str]]:
             continue
         elif isinstance(value, Path):
             yield variable, str(value.absolute())
+        elif isinstance(value, SecretStr):
+            yield variable, value.get_secret_value()
         else:
             plain = section.model_dump(mode="json", include={name})[name]
             yield variable, json.dumps(plain) if isinstance(plain, list | dict) else str(plain)

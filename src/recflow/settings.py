@@ -9,17 +9,20 @@ import functools
 import os
 import tomllib
 import zoneinfo
+from collections.abc import Iterable
 from datetime import date
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from recflow.errors import SettingsError
 
 CONFIG_FILE = "recflow.toml"
 _PREFIX = "RECFLOW_"
+MIN_KEY_CHARACTERS = 32  # of a secret key: 128 bits in hexadecimal digits
 _CONFIG_VARIABLE = "RECFLOW_CONFIG"  # names another file than ./recflow.toml
 
 
@@ -74,6 +77,25 @@ class FeatureSettings(_Section):
     history_length: int = Field(default=100, ge=1, le=1000)  # the user's last events kept for the model
     # Days that a backfill computes in one pass; fewer need less memory. A year of a shop with 4,000 users: 1 GB.
     bulk_days: int = Field(default=366, ge=1)
+    # Where the endpoint reads a shopper's row. sqlite: <home>/feast/online.db, for one machine; redis or postgres where
+    # endpoints run on several.
+    online_store: Literal["sqlite", "redis", "postgres"] = "sqlite"
+    # redis://[user:password@]host:port/db (rediss:// with TLS), or postgresql://user:password@host:port/database; None
+    # for sqlite, whose place follows from the home. Never logged.
+    online_url: SecretStr | None = Field(default=None, validate_default=True)
+
+    @field_validator("online_url")
+    @classmethod
+    def _is_the_stores(cls, url: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        schemes = {"redis": ("redis://", "rediss://"), "postgres": ("postgresql://", "postgres://")}
+        store = info.data.get("online_store", "sqlite")
+        if store in schemes and not (url and url.get_secret_value().startswith(schemes[store])):
+            raise ValueError(f"should start with {' or '.join(schemes[store])}, for online_store is {store}")
+        if url and urlsplit(url.get_secret_value()).netloc.count("@") > 1:
+            raise ValueError("has two @; in a name or a password write it as %40")
+        if store not in schemes and url:
+            raise ValueError(f"should be left out, for online_store is {store}")
+        return url
 
 
 class TrainingSettings(_Section):
@@ -208,6 +230,84 @@ class RegistrySettings(_Section):
     lock_seconds: float = Field(default=120.0, ge=0)  # how long a publisher waits for another one to finish
 
 
+class PinSettings(_Section):
+    """One item at a fixed place of a placement's lists, wherever it may be shown at all."""
+
+    placement: str = Field(pattern=r"^[a-z][a-z0-9_-]{0,31}$")  # as requests name it: home, product, cart, ...
+    position: int = Field(ge=1, le=200)  # 1 is the first; lists that are shorter have it at their end
+    item_id: str = Field(min_length=1)
+    category: str | None = Field(default=None, min_length=1)  # only in lists filtered to it or to one below it
+    country: str | None = Field(default=None, min_length=1)  # only for shoppers there, as the feed writes it
+
+    @property
+    def rank(self) -> tuple[int, int]:
+        """Return how narrow the conditions are: of two pins for one place the narrower one holds."""
+        category = self.category.split(" > ") if self.category else []
+        return bool(category) + (self.country is not None), len(category)
+
+    def contradicts(self, other: "PinSettings") -> bool:
+        """Return whether some list would have to follow both, and neither is the narrower one."""
+        is_same = self.position == other.position or plain_id(self.item_id) == plain_id(other.item_id)
+        can_meet = (
+            self.placement == other.placement
+            and (self.country is None or other.country is None or self.country == other.country)
+            and (self.category is None or other.category is None or self.category == other.category)
+        )
+        return is_same and can_meet and self.rank == other.rank
+
+
+class RuleSettings(_Section):
+    """What lists must and mustn't show, whatever the model says."""
+
+    blocked_item_ids: tuple[str, ...] = ()  # never shown
+    blocked_categories: tuple[str, ...] = ()  # as the catalogue writes them, coarse to fine; those below them as well
+    blocked_brands: tuple[str, ...] = ()  # as the catalogue writes them
+    pins: tuple[PinSettings, ...] = ()
+    # Items of one category in a list. None: no cap, for a catalogue may have no categories and a shop only one.
+    max_per_category: int | None = Field(default=None, ge=1)
+    category_level: Literal["top", "full"] = "top"  # what counts as one category: "home", or "home > mugs"
+    # Times that a shopper was shown an item without showing interest since; then it comes after all others. None: no
+    # cap, for it needs a shop that reports impressions.
+    max_shown: int | None = Field(default=None, ge=1)
+    shown_hours: float = Field(default=24.0, gt=0)  # in which they are counted: a day, for tomorrow is another visit
+    # 0: by score alone; 1: as unlike each other as can be. For requests that don't say; 0, for the gate's figures are
+    # those of the model's own order.
+    diversity: float = Field(default=0.0, ge=0, le=1)
+
+    @field_validator("pins")
+    @classmethod
+    def _can_all_hold(cls, pins: tuple[PinSettings, ...], info: ValidationInfo) -> tuple[PinSettings, ...]:
+        blocked = {plain_id(item_id) for item_id in info.data.get("blocked_item_ids", ())}
+        for place, pin in enumerate(pins):
+            if plain_id(pin.item_id) in blocked:
+                raise ValueError(
+                    f"item '{pin.item_id}' is both pinned and blocked; take it out of pins or of blocked_item_ids"
+                )
+            if pin.category and is_below(pin.category, info.data.get("blocked_categories", ())):
+                raise ValueError(
+                    f"item '{pin.item_id}' is pinned in lists of '{pin.category}', which is blocked; take the pin or "
+                    "the blocked category out"
+                )
+            for other in pins[:place]:
+                if pin.contradicts(other):
+                    raise ValueError(
+                        f"item '{other.item_id}' at place {other.position} and item '{pin.item_id}' at place "
+                        f"{pin.position} of '{pin.placement}' can't both hold; take one out or give one a narrower "
+                        "country or category"
+                    )
+        return pins
+
+
+def plain_id(item_id: str) -> str:
+    """Return an item id in the spelling that ids are compared in where their own spelling isn't found."""
+    return item_id.strip().upper()
+
+
+def is_below(category: str, ancestors: Iterable[str]) -> bool:
+    """Return whether a category, coarse to fine, is one of those or stands below one of them."""
+    return any(f"{category} > ".startswith(f"{ancestor} > ") for ancestor in ancestors)
+
+
 class ServingSettings(_Section):
     """The endpoint."""
 
@@ -220,14 +320,53 @@ class ServingSettings(_Section):
     store_retry_seconds: float = Field(default=5.0, ge=0)  # the store is left alone for so long after it failed
     drain_seconds: float = Field(default=1.0, ge=0)  # not ready but still answering, so that balancers turn away
     max_body_bytes: int = Field(default=1_048_576, ge=1024)  # 1,000 events with every field take 0.5 MB
+    body_seconds: float = Field(default=10.0, gt=0)  # for a body to be whole: a slow phone sends 1 MB in that time
+    answered_together: int = Field(default=64, ge=1)  # calls at most: more are slower for each and no faster for all
+    # Calls a second that a key may make on average, in each worker; a batch counts its parts. None: no limit, for what
+    # is too much depends on the machine: some nine tenths of what `recflow bench serve` shows, shared among the keys.
+    requests_per_second: float | None = Field(default=None, gt=0)
+    burst: int = Field(default=100, ge=1)  # calls that a key may make at once: a page asks for ten, a hundred pages none
+    # Sites whose pages may ask from the browser, as https://shop.example; "*": all. None by default: the shop's server
+    # asks, and a key in a page is everybody's.
+    cors_origins: tuple[str, ...] = ()
+    # Share of the requests that are written to the log: route, status, milliseconds, bytes, the key's public id; never
+    # what was asked. 0: metrics say the same for less.
+    request_log_share: float = Field(default=0.0, ge=0, le=1)
+    otlp_endpoint: str | None = None  # where traces go, as http://localhost:4318/v1/traces; None: none are made
+    trace_share: float = Field(default=0.01, ge=0, le=1)  # of the requests: a span costs as much as a cheap answer
     max_future_seconds: float = Field(default=300.0, ge=0)  # clocks of shops go wrong by less; later events: refused
     feedback_days: int = Field(default=7, ge=1)  # newest days of feedback whose ids and events are held in memory
     session_users: int = Field(default=100_000, ge=1)  # shoppers whose events since the snapshot are held in memory
+    shown_held: int = Field(default=300, ge=0)  # newest impressions of a shopper held, 32 bytes each: 15 lists of 20
     neighbours: int = Field(default=20, ge=1)  # items bought together kept per item
     min_customers_together: int = Field(default=2, ge=1)  # fewer customers bought both: chance, and it would name them
+    min_orders_together: int = Field(default=3, ge=1)  # fewer orders have both: chance, whatever the lift says
+    min_country_buyers: int = Field(default=5, ge=1)  # with fewer in the window the country is told by a few households
+    max_countries: int = Field(default=20, ge=0)  # with counts of their own, most buyers first: 12 bytes an item each
+    new_days: int = Field(default=30, ge=0)  # an item is a new arrival for so long after it was first seen: a month
     popularity_days: int = Field(default=30, ge=1)  # window of the popularity tables: a month, as in the reasons
     min_title_similarity: float = Field(default=0.6, gt=0, le=1)  # cosine from which a reason says "like": see titles
-    blocked_item_ids: tuple[str, ...] = ()  # never shown, whatever the model says
+    rules: RuleSettings = RuleSettings()
+    # Items; a catalogue with fewer is searched whole for every request, a larger one by an index. `recflow bench
+    # retrieval` shows where the index gets quicker by more than it costs to build; see adr/0008.
+    exact_below_items: int = Field(default=50_000, ge=0)
+    index_recall: float = Field(default=0.985, gt=0, le=1)  # of the best 100 items, which the index is tuned to find
+
+
+class PrivacySettings(_Section):
+    """How what people did is kept apart from who they are."""
+
+    # Shops' user ids become keyed hashes (HMAC-SHA256) wherever they come in, and are kept nowhere. Random, such as
+    # `openssl rand -hex 32` gives. None: ids stay as the shop has them. A key can't be changed: another one makes other
+    # people of everybody, so it needs a home of its own.
+    pseudonym_key: SecretStr | None = None
+
+    @field_validator("pseudonym_key")
+    @classmethod
+    def _is_long(cls, key: SecretStr | None) -> SecretStr | None:
+        if key is not None and len(key.get_secret_value()) < MIN_KEY_CHARACTERS:
+            raise ValueError(f"should have at least {MIN_KEY_CHARACTERS} characters, found {len(key)}")
+        return key
 
 
 class OrchestrationSettings(_Section):
@@ -252,6 +391,7 @@ class Settings(BaseSettings):
         frozen=True,
         extra="forbid",
         nested_model_default_partial_update=True,
+        hide_input_in_errors=True,  # the cause of a SettingsError is shown in tracebacks; inputs may be secrets
     )
 
     home: Path = Path("var")  # all state lies below
@@ -268,6 +408,7 @@ class Settings(BaseSettings):
     drift: DriftSettings = DriftSettings()
     registry: RegistrySettings = RegistrySettings()
     serving: ServingSettings = ServingSettings()
+    privacy: PrivacySettings = PrivacySettings()
     orchestration: OrchestrationSettings = OrchestrationSettings()
 
     @classmethod
@@ -330,7 +471,17 @@ def _sentence(detail: Any) -> str:
     if detail["type"] == "extra_forbidden":
         return f"Unknown setting '{path}'{_nearest(path, _names(Settings, '.'))}."
     message = detail["msg"].removeprefix("Value error, ")
-    return f"Setting '{path}': {message[:1].lower()}{message[1:]}; found {detail['input']!r}."
+    found = "" if _is_secret(detail["loc"]) else f"; found {detail['input']!r}"
+    return f"Setting '{path}': {message[:1].lower()}{message[1:]}{found}."
+
+
+def _is_secret(path: Iterable[Any]) -> bool:
+    """Return whether a setting holds what no message may show."""
+    model: Any = Settings
+    for part in path:
+        field = getattr(model, "model_fields", {}).get(part)
+        model = field.annotation if field else None
+    return "SecretStr" in str(model)
 
 
 def _nearest(name: str, known: set[str]) -> str:

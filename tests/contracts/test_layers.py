@@ -12,10 +12,13 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 # Shell -> what it may import besides the standard library and its own files. An entry covers all below it.
-GROUND = {f"recflow.{name}" for name in ("console", "errors", "featurestore", "schema", "settings", "storage")}
+GROUND = {
+    f"recflow.{name}" for name in ("console", "errors", "featurestore", "onlinestore", "schema", "settings", "storage")
+}
 SHELLS = {
     "dags": {"airflow", "recflow.pipeline", "recflow.orchestration", *GROUND},
-    "services/storefront": {"bentoml", "starlette", "pydantic", "recflow.serving", "recflow.registry", *GROUND},
+    "services/storefront": {"bentoml", "opentelemetry", "recflow.serving", "recflow.registry", *GROUND},
+    "services/floors": {"bentoml", "starlette", "pydantic"},
     "feature_repo": {"feast", "recflow.features", *GROUND},
 }
 

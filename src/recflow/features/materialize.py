@@ -2,6 +2,7 @@
 
 from recflow import featurestore
 from recflow.features.views import declared_views
+from recflow.onlinestore import materialized_through
 from recflow.schema import Days
 from recflow.settings import Settings
 from recflow.storage import Artifact
@@ -15,7 +16,7 @@ def materialize(days: Days, settings: Settings) -> Artifact:
     """
     register(settings)
     rows = featurestore.materialize(days.end, settings)
-    through = featurestore.materialized_through(settings)
+    through = materialized_through(settings)
     return Artifact(f"{settings.home.absolute() / 'feast'}", {"days": str(days), "through": str(through), "rows": rows})
 
 
