@@ -2,9 +2,10 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pytest
 from numpy.testing import assert_allclose
 
-from recflow.models.context import context_of
+from recflow.models.context import Timelines, context_of
 from recflow.models.features import FeatureEncoder
 from recflow.models.interactions import PURCHASE, RETURN, Context
 from recflow.models.repeats import repeat_pairs
@@ -77,6 +78,31 @@ def test_an_event_after_the_moment_has_age_zero() -> None:
     assert _context(Known(["A"], ["view"], [NOW + DAY_US], [1.0])).ages_days.max() == 0
 
 
+def test_each_shopper_has_a_moment_of_its_own() -> None:
+    histories = [Known(["A"], ["purchase"], [NOW - DAY_US], [1.0]), NOBODY, Known(["B"], ["view"], [NOW], [1.0])]
+    timelines = Timelines.of(histories, INDEX, length=2)
+    context = timelines.context(
+        np.array([NOW, NOW, NOW + 2 * DAY_US]),
+        user_features=np.zeros((3, 1), np.float32),
+        item_features=np.zeros((3, 2), np.float32),
+    )
+    assert context.ages_days.tolist() == [[0, 1], [0, 0], [0, 2]]
+    assert timelines.timestamps_us.tolist() == [[0, NOW - DAY_US], [0, 0], [0, NOW]]  # exact to the microsecond
+
+
+def test_some_of_the_shoppers_can_be_taken() -> None:
+    histories = [Known([item], ["view"], [NOW - place], [1.0]) for place, item in enumerate("ABC")]
+    taken = Timelines.of(histories, INDEX, length=1).take([2, 0])
+    assert taken.items.tolist() == [[3], [1]]
+    assert taken.timestamps_us.tolist() == [[NOW - 2], [NOW]]
+    assert _context(*histories, length=1).take(np.array([2, 0])).items.tolist() == [[3], [1]]
+
+
+def test_columns_of_different_lengths_are_refused() -> None:
+    with pytest.raises(ValueError, match="differ in length"):
+        _context(Known(["A", "B"], ["view"], [NOW, NOW], [1.0, 1.0]), Known([], ["view"], [], []))
+
+
 def test_repeat_pairs_by_hand() -> None:
     day = DAY_US
     history = Known(
@@ -107,3 +133,13 @@ def test_pairs_are_the_distinct_items_of_each_history() -> None:
     assert set(zip(pairs.shopper.tolist(), pairs.item.tolist(), strict=True)) == expected
     assert np.isfinite(pairs.features).all()
     assert np.abs(pairs.features).max() < 10
+
+
+def test_a_value_of_a_pair_is_shared_among_its_events() -> None:
+    history = Known(list("ABAA"), ["purchase"] * 4, [NOW - age for age in (4, 3, 2, 1)], [1.0] * 4)
+    context = _context(NOBODY, history, length=5)
+    pairs = repeat_pairs(context)
+    values = np.array([6, 5], np.float32)
+    assert pairs.among_events(values, context.items > 0)[1].tolist() == [0, 2, 5, 2, 2]
+    newest = np.arange(5)[None] >= np.array([[0], [3]])
+    assert pairs.among_events(values, newest).tolist() == [[0] * 5, [0, 0, 0, 3, 3]]

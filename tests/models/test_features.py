@@ -1,5 +1,6 @@
 import json
 import math
+from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +79,31 @@ def test_a_missing_feature_is_named() -> None:
         encoder.transform_rows([{"spend": 1.0, "is_regular": True, "country": "DE"}])
     with pytest.raises(FeatureError, match="'spent'"):
         FeatureEncoder.fit(TABLE, ["spent"])
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("country", 3), ("spend", "much"), ("spend", [1.0]), ("orders", 10**400), ("orders", date(2011, 1, 1))],
+)
+def test_a_value_of_another_kind_is_refused_by_name(name: str, value: object) -> None:
+    encoder = FeatureEncoder.fit(TABLE, NAMES)
+    row = {"spend": 1.0, "orders": 2, "is_regular": True, "country": "DE"}
+    for refuse in (
+        lambda: encoder.transform_rows([row, {**row, name: value}]),
+        lambda: encoder.transform({each: [row[each], {**row, name: value}[each]] for each in NAMES}),
+    ):
+        with pytest.raises(FeatureError, match=f"'{name}'"):
+            refuse()
+
+
+@pytest.mark.parametrize("names", [["spend"], ["country"], ["country", "spend"], []])
+def test_strangers_among_others(names: list[str]) -> None:
+    encoder = FeatureEncoder.fit(TABLE, names)
+    rows = [None, *TABLE.select(names).to_pylist(), {}] if names else [None] * 6
+    encoded = encoder.transform_rows(rows)
+    assert encoded.shape == (6, encoder.width)
+    assert not encoded[[0, 5]].any()
+    np.testing.assert_array_equal(encoded[1:5], encoder.transform(TABLE.select(names)) if names else encoded[1:5])
 
 
 def test_a_feature_of_no_known_kind_is_refused() -> None:

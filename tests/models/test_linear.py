@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 
-from recflow.models.interactions import PREFERENCE, PURCHASE, Interactions, preferences
+from recflow.models.interactions import PREFERENCE, PURCHASE, Interactions
 from recflow.models.linear import EASE, ItemKNN, ease_weights, item_factors, preference_matrix
 from tests.models.worlds import VIEW, context_for, interactions, random_interactions
 
@@ -21,7 +21,7 @@ def test_the_strongest_event_counts() -> None:
     expected = [[1, PREFERENCE[VIEW], 0], [0, 1, 0]]
     assert PREFERENCE[PURCHASE] == 1
     assert_allclose(preference_matrix(known).toarray(), expected)
-    assert_allclose(preferences(context_for(known)), expected)
+    assert_allclose(preference_matrix(context_for(known)).toarray(), expected)
 
 
 def test_knn_equals_brute_force() -> None:

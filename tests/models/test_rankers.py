@@ -20,7 +20,8 @@ from tests.models.worlds import context_for, random_interactions
 def _sequence(known: Interactions) -> Ranker:
     import torch
 
-    from recflow.models.sequence import SequenceConfig, SequenceModel, SequenceRanker
+    from recflow.models.network import SequenceConfig, SequenceModel
+    from recflow.models.sequence import SequenceRanker
 
     torch.manual_seed(0)
     config = SequenceConfig(
@@ -93,6 +94,10 @@ def test_a_shopper_without_history_gets_a_list(fitted: Ranker, context: Context)
 def test_a_shopper_is_scored_alike_alone_and_among_others(fitted: Ranker, context: Context) -> None:
     alone = {name: value if name == "item_features" else value[5:6] for name, value in vars(context).items()}
     np.testing.assert_allclose(fitted.score(Context(**alone))[0], fitted.score(context)[5], rtol=1e-4, atol=1e-5)
+
+
+def test_a_ranking_has_the_same_scores(fitted: Ranker, context: Context) -> None:
+    np.testing.assert_allclose(fitted.rank(context).scores, fitted.score(context), atol=1e-6)
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:

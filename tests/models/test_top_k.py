@@ -31,3 +31,13 @@ def test_excluded_items_never_come(scores: np.ndarray, k: int) -> None:
     rows, places = np.nonzero(items >= 0)
     assert not exclude[rows, items[rows, places]].any()
     assert (items >= 0).sum() == np.minimum((~exclude & ~np.isneginf(scores)).sum(axis=1), k).sum()
+
+
+@given(SCORES, st.integers(1, 30))
+def test_what_is_no_number_comes_last(scores: np.ndarray, k: int) -> None:
+    broken = np.where(scores > 0, np.nan, scores).astype(np.float32)
+    items, values = top_k(broken, k)
+    expected = top_k(np.where(scores > 0, -np.inf, scores), k)
+    is_found = expected[0] >= 0
+    np.testing.assert_array_equal(items[is_found], expected[0][is_found])
+    np.testing.assert_array_equal(values[is_found], expected[1][is_found])

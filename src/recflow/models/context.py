@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, repeat
 from typing import Any, Protocol, Self
 
 import numpy as np
@@ -51,22 +52,86 @@ class EventColumns:
         Returns:
             The columns, and where each shopper's events end: (B,).
         """
-        rows = [
-            (shopper, item_index[item_id], timestamp, _CODES[event_type], quantity or 0.0)
-            for shopper, history in enumerate(histories)
-            for item_id, event_type, timestamp, quantity in zip(
-                history.item_ids, history.event_types, history.timestamps_us, history.quantities, strict=True
-            )
-            if item_id in item_index and event_type in _CODES
-        ]
-        shoppers, items, timestamps, types, quantities = zip(*rows, strict=True) if rows else ((),) * 5
-        columns = cls(
-            np.array(items, np.int32),
-            np.array(timestamps, np.int64),
-            np.array(types, np.int8),
-            np.array(quantities, np.float32),
+        counts = [len(history.item_ids) for history in histories]
+        if any(
+            {len(history.event_types), len(history.timestamps_us), len(history.quantities)} != {count}
+            for history, count in zip(histories, counts, strict=True)
+        ):
+            raise ValueError("a history's columns differ in length")
+        size = sum(counts)
+        item_ids = chain.from_iterable(history.item_ids for history in histories)
+        items = np.fromiter(map(item_index.get, item_ids, repeat(-1)), np.int32, size)
+        names = chain.from_iterable(history.event_types for history in histories)
+        types = np.fromiter(map(_CODES.get, names, repeat(-1)), np.int8, size)
+        moments = chain.from_iterable(history.timestamps_us for history in histories)
+        timestamps = np.fromiter(moments, np.int64, size)
+        # None becomes NaN.
+        quantities = np.array([*chain.from_iterable(history.quantities for history in histories)], np.float32)
+        kept = (items >= 0) & (types >= 0)
+        columns = cls(items[kept], timestamps[kept], types[kept], np.nan_to_num(quantities[kept]))
+        return columns, np.concatenate([[0], np.cumsum(kept)])[np.cumsum(counts, dtype=np.int64)]
+
+
+@dataclass(frozen=True)
+class Timelines:
+    """The newest events of B shoppers, aligned to the right: the newest is in the last column."""
+
+    items: NDArray[np.int32]  # (B, L) item_idx + 1; 0 is padding
+    timestamps_us: NDArray[np.int64]  # (B, L) 0 where padding
+    event_types: NDArray[np.int8]  # (B, L) index into schema.EVENT_TYPES, 0 where padding
+    quantities: NDArray[np.float32]  # (B, L) pieces, 0 where padding
+
+    @classmethod
+    def gather(
+        cls,
+        events: EventColumns,
+        starts: NDArray[np.int64],  # (B,) offset of each shopper's first event
+        ends: NDArray[np.int64],  # (B,) offset after the last one
+        *,
+        length: int,
+    ) -> Self:
+        """Take each shopper's last `length` events."""
+        offsets = ends[:, None] - length + np.arange(length)  # (B, L)
+        filled = offsets >= starts[:, None]
+        if not len(events.item_idx):  # padding looks at the first event
+            events = EventColumns(*(np.zeros(1, column.dtype) for column in vars(events).values()))
+        offsets = np.where(filled, offsets, 0)
+        return cls(
+            items=np.where(filled, events.item_idx[offsets] + 1, 0).astype(np.int32),  # +1: 0 is padding
+            timestamps_us=np.where(filled, events.timestamp_us[offsets], 0).astype(np.int64),
+            event_types=np.where(filled, events.event_type[offsets], 0).astype(np.int8),
+            quantities=np.where(filled, events.quantity[offsets], 0).astype(np.float32),
         )
-        return columns, np.cumsum(np.bincount(np.array(shoppers, np.int64), minlength=len(histories)))
+
+    @classmethod
+    def of(cls, histories: Sequence[History], item_index: Mapping[str, int], *, length: int) -> Self:
+        """Take the last `length` events of each history that have a known item and make a history."""
+        events, ends = EventColumns.of(histories, item_index)
+        starts = np.concatenate([[0], ends]).astype(np.int64)[:-1]
+        return cls.gather(events, starts, ends, length=length)
+
+    def take(self, rows: Sequence[int] | NDArray[np.int64]) -> "Timelines":
+        """Return those of the given shoppers."""
+        return Timelines(**{name: column[rows] for name, column in vars(self).items()})
+
+    def context(
+        self,
+        moment_us: int | NDArray[np.int64],  # microseconds since 1970 (UTC); of each shopper (B,), or one for all
+        *,
+        user_features: NDArray[np.float32],  # (B, F)
+        item_features: NDArray[np.float32],  # (V, G)
+    ) -> Context:
+        """Return the context at the shoppers' moments; an event after them has age 0."""
+        moments = np.broadcast_to(np.asarray(moment_us, np.int64), len(self.items))[:, None]
+        ages = np.where(self.items > 0, (moments - self.timestamps_us) / _DAY_US, 0.0)
+        return Context(
+            items=self.items,
+            ages_days=np.maximum(ages, 0.0).astype(np.float32),
+            event_types=self.event_types,
+            quantities=self.quantities,
+            user_features=user_features,
+            item_features=item_features,
+        )
 
 
 def assemble(
@@ -79,23 +144,9 @@ def assemble(
     user_features: NDArray[np.float32],  # (B, F)
     item_features: NDArray[np.float32],  # (V, G)
 ) -> Context:
-    """Gather each shopper's last `length` events into rows aligned to the right."""
-    offsets = ends[:, None] - length + np.arange(length)  # (B, L)
-    filled = offsets >= starts[:, None]
-    if len(events.item_idx) == 0:
-        events = EventColumns(
-            np.zeros(1, np.int32), np.zeros(1, np.int64), np.zeros(1, np.int8), np.zeros(1, np.float32)
-        )
-    offsets = np.where(filled, offsets, 0)
-    ages = (moment_us - events.timestamp_us[offsets]) / _DAY_US
-    return Context(
-        items=np.where(filled, events.item_idx[offsets] + 1, 0).astype(np.int32),  # +1: 0 is padding
-        ages_days=np.where(filled, np.maximum(ages, 0.0), 0.0).astype(np.float32),
-        event_types=np.where(filled, events.event_type[offsets], 0).astype(np.int8),
-        quantities=np.where(filled, events.quantity[offsets], 0.0).astype(np.float32),
-        user_features=user_features,
-        item_features=item_features,
-    )
+    """Gather each shopper's last `length` events into the context of one moment."""
+    timelines = Timelines.gather(events, starts, ends, length=length)
+    return timelines.context(moment_us, user_features=user_features, item_features=item_features)
 
 
 def context_of(
@@ -119,14 +170,6 @@ def context_of(
         item_features: of the whole catalogue, encoded, as known at the moment.
         history_length: events kept for each shopper.
     """
-    events, ends = EventColumns.of(histories, item_index)
-    starts = np.concatenate([[0], ends[:-1]]).astype(np.int64)
-    return assemble(
-        events,
-        starts[: len(ends)],
-        ends,
-        moment_us=as_of_us,
-        length=history_length,
-        user_features=user_encoder.transform_rows(features),
-        item_features=item_features,
+    return Timelines.of(histories, item_index, length=history_length).context(
+        as_of_us, user_features=user_encoder.transform_rows(features), item_features=item_features
     )

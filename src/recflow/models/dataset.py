@@ -67,18 +67,15 @@ class TrainingSet:
 
     @classmethod
     def open(cls, folder: Path) -> Self:
-        """Read a training set's folder.
+        """Read a training set's folder; all of it as one step left it, though another one may replace it meanwhile.
 
         Raises:
             MissingInput: the folder is no finished training set.
         """
-        try:
-            manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        except FileNotFoundError as error:
-            raise MissingInput(f"{folder}: no training set lies there. Run build_training_set first.") from error
+        manifest = _manifest(folder)
         events = pq.read_table(folder / "events.parquet")
         examples = pq.read_table(folder / "examples.parquet")
-        return cls(
+        opened = cls(
             folder=folder,
             manifest=manifest,
             items=pq.read_table(folder / "items.parquet"),
@@ -94,6 +91,7 @@ class TrainingSet:
             user_features=examples.select(manifest["user_features"]),
             item_features=_by_cut(pq.read_table(folder / "item_features.parquet"), manifest["item_features"]),
         )
+        return opened if _manifest(folder) == manifest else cls.open(folder)
 
     @property
     def until(self) -> date:
@@ -203,6 +201,14 @@ class TrainingSet:
         is_purchase = self.events.event_type[at] == PURCHASE
         bought[place[is_purchase], self.events.item_idx[at[is_purchase]]] = True
         return bought
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    try:
+        manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise MissingInput(f"{folder}: no training set lies there. Run build_training_set first.") from error
+    return manifest
 
 
 def _examples(table: pa.Table) -> Examples:

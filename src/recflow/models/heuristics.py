@@ -6,6 +6,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+from recflow.models.attribution import Attribution, Ranking, ScoredContext
 from recflow.models.interactions import PURCHASE, Context, Interactions
 from recflow.models.weights import load_model, save_model
 
@@ -39,6 +40,13 @@ class Popularity:
     def score(self, context: Context) -> NDArray[np.float32]:  # (B, V)
         """Return the counts, once for every shopper."""
         return np.repeat(self.purchases[None], len(context), axis=0)
+
+    def rank(self, context: Context) -> Ranking:
+        """Return the scores; no event has a part in them."""
+        return ScoredContext(context, self.score(context), self._parts)
+
+    def _parts(self, context: Context, items: NDArray[np.int32]) -> Attribution:
+        return Attribution(np.zeros((*items.shape, context.items.shape[1]), np.float32), self.purchases[items])
 
     def save(self, folder: Path) -> None:
         """Write the model's two files."""
@@ -88,6 +96,19 @@ class RepeatPurchase:
         scores.ravel()[cells] = 1
         np.add.at(scores.ravel(), cells, weights)
         return scores[:, 1:].astype(np.float32)
+
+    def rank(self, context: Context) -> Ranking:
+        """Return the scores; a repeat's is its own purchases', each with its weight and a like part of the 1."""
+        return ScoredContext(context, self.score(context), self._parts)
+
+    def _parts(self, context: Context, items: NDArray[np.int32]) -> Attribution:
+        is_purchase = (context.event_types == PURCHASE) & (context.items > 0)
+        own = (items[:, :, None] + 1 == context.items[:, None, :]) & is_purchase[:, None, :]  # (B, K, L)
+        counts = own.sum(axis=2, keepdims=True)
+        weights = 0.5 ** (context.ages_days / self.half_life_days)
+        events = np.where(own, weights[:, None, :] + 1 / np.maximum(counts, 1), 0)
+        rest = np.where(counts[..., 0] > 0, 0, self.popularity[items])
+        return Attribution(events.astype(np.float32), rest.astype(np.float32))
 
     def save(self, folder: Path) -> None:
         """Write the model's two files."""

@@ -7,12 +7,15 @@ G item features, K items of a list.
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from recflow.schema import EVENT_TYPES
+
+if TYPE_CHECKING:
+    from recflow.models.attribution import Ranking
 
 PURCHASE = EVENT_TYPES.index("purchase")
 RETURN = EVENT_TYPES.index("return")
@@ -75,6 +78,17 @@ class Context:
         """Return B."""
         return len(self.items)
 
+    def take(self, rows: NDArray[np.int64] | slice) -> "Context":
+        """Return the context of some of the shoppers."""
+        return dataclasses.replace(
+            self,
+            items=self.items[rows],
+            ages_days=self.ages_days[rows],
+            event_types=self.event_types[rows],
+            quantities=self.quantities[rows],
+            user_features=self.user_features[rows],
+        )
+
 
 class Ranker(Protocol):
     """All that ranks: fitted on interactions up to a time, it scores the catalogue for shoppers."""
@@ -86,6 +100,9 @@ class Ranker(Protocol):
 
     def score(self, context: Context) -> NDArray[np.float32]:  # (B, V)
         """Score every item for every shopper; unbounded, higher is better."""
+
+    def rank(self, context: Context) -> "Ranking":
+        """Score as `score` does, in a form that can say where a score comes from."""
 
     def save(self, folder: Path) -> None:
         """Write `model.json` and `model.safetensors` into an existing folder."""
@@ -105,27 +122,14 @@ def top_k(
 
     Equal scores stand in catalogue order. Where fewer than k items are left, the rest is -1 with score -inf.
     """
-    scores = np.where(exclude, -np.inf, scores) if exclude is not None else scores
-    k = min(k, scores.shape[1])
-    best = np.argpartition(-scores, k - 1, axis=1)[:, :k] if k < scores.shape[1] else np.argsort(-scores, axis=1)
-    # Among items that tie for the last place the partition picks at random: those rows are sorted whole.
-    last = np.take_along_axis(scores, best, axis=1).min(axis=1, keepdims=True)
-    tied = np.flatnonzero((scores >= last).sum(axis=1) > k)
-    best[tied] = np.argsort(-scores[tied], axis=1, kind="stable")[:, :k]
-    # Partition first, then order the few: by score, ties by item_idx.
-    best = np.sort(best, axis=1)
-    values = np.take_along_axis(scores, best, axis=1)
-    order = np.argsort(-values, axis=1, kind="stable")
-    items = np.take_along_axis(best, order, axis=1).astype(np.int32)
-    values = np.take_along_axis(values, order, axis=1).astype(np.float32)
-    return np.where(np.isneginf(values), -1, items).astype(np.int32), values
-
-
-def preferences(context: Context) -> NDArray[np.float32]:  # (B, V)
-    """Return how strongly each shopper has wanted each item, 0 to 1: the strongest event of the history counts."""
-    n_items = len(context.item_features)
-    wanted = np.zeros((len(context), n_items + 1), np.float32)
-    rows = np.broadcast_to(np.arange(len(context))[:, None], context.items.shape)
-    # +1: column 0 takes the padding
-    np.maximum.at(wanted, (rows, context.items), PREFERENCE[context.event_types])
-    return wanted[:, 1:]
+    costs = -scores if exclude is None else np.where(exclude, np.inf, -scores)
+    k = min(k, costs.shape[1])
+    # All that are no worse than the last place: more than k of a row where several tie for it, in catalogue order.
+    worst = np.partition(costs, k - 1, axis=1)[:, k - 1 : k]
+    rows, candidates = np.nonzero(~(costs > worst))  # NaN is worse than all, and may be the worst
+    found = costs[rows, candidates]
+    order = np.lexsort((found, rows))  # stable
+    starts = np.searchsorted(rows, np.arange(len(costs)))
+    chosen = order[starts[:, None] + np.arange(k)]
+    values = -found[chosen]
+    return np.where(np.isneginf(values), -1, candidates[chosen]).astype(np.int32), values.astype(np.float32)

@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from recflow.models.attribution import Attribution, Ranking, ScoredContext, preference_shares
 from recflow.models.heuristics import recent_purchases
-from recflow.models.interactions import PREFERENCE, Context, Interactions, preferences
+from recflow.models.interactions import PREFERENCE, Context, Interactions
+from recflow.models.pairs import Pairs
 from recflow.models.weights import load_model, save_model
 
 if TYPE_CHECKING:
@@ -18,18 +20,22 @@ _FACTOR_SHRINKAGE = 3.0  # about nine buyers: an item with fewer doesn't get a d
 _BACKOFF = 1e-6  # far below any learned score: popularity only orders what those leave equal
 
 
-def preference_matrix(interactions: Interactions) -> "csr_matrix":  # (U, V) float32
-    """Return how strongly each user has wanted each item, 0 to 1: the strongest event counts."""
+def preference_matrix(known: Interactions | Context) -> "csr_matrix":  # (U, V) or (B, V) float32
+    """Return how strongly each shopper has wanted each item, 0 to 1: the strongest event counts."""
     from scipy.sparse import csr_matrix
 
-    weight = PREFERENCE[interactions.event_type]
-    wanted = weight > 0
-    key = interactions.user_idx[wanted].astype(np.int64) * interactions.n_items + interactions.item_idx[wanted]
-    cells, inverse = np.unique(key, return_inverse=True)
-    strongest = np.zeros(len(cells), np.float32)
-    np.maximum.at(strongest, inverse, weight[wanted])
-    users, items = np.divmod(cells, interactions.n_items)
-    return csr_matrix((strongest, (users, items)), shape=(interactions.n_users, interactions.n_items))
+    if isinstance(known, Context):
+        pairs = Pairs.of(known.items)
+        rows, items, shape = pairs.shopper, pairs.item, (len(known), len(known.item_features))
+        strongest = pairs.reduce(np.maximum, PREFERENCE[known.event_types.ravel()[pairs.at]])
+    else:
+        shape = (known.n_users, known.n_items)
+        cells, inverse = np.unique(known.user_idx.astype(np.int64) * shape[1] + known.item_idx, return_inverse=True)
+        strongest = np.zeros(len(cells), np.float32)
+        np.maximum.at(strongest, inverse, PREFERENCE[known.event_type])
+        rows, items = np.divmod(cells, shape[1])
+    wanted = strongest > 0
+    return csr_matrix((strongest[wanted], (rows[wanted], items[wanted])), shape=shape)
 
 
 def _popularity(interactions: Interactions, *, days: float) -> NDArray[np.float32]:  # (V,) 0 to 1
@@ -90,10 +96,20 @@ class ItemKNN:
 
     def score(self, context: Context) -> NDArray[np.float32]:  # (B, V)
         """Add up the similarities to what the shopper wanted."""
-        from scipy.sparse import csr_matrix
-
-        linear = np.asarray((csr_matrix(preferences(context)) @ self.weights).todense(), np.float32)
+        linear = np.asarray((preference_matrix(context) @ self.weights).todense(), np.float32)
         return linear + _BACKOFF * self.popularity
+
+    def rank(self, context: Context) -> Ranking:
+        """Return the scores; each is a sum over the items of the history, and its popularity."""
+        return ScoredContext(context, self.score(context), self._parts)
+
+    def _parts(self, context: Context, items: NDArray[np.int32]) -> Attribution:
+        shape = (*items.shape, context.items.shape[1])  # (B, K, L)
+        source = np.broadcast_to(np.maximum(context.items - 1, 0)[:, None, :], shape)
+        target = np.broadcast_to(items[:, :, None], shape)
+        weights = np.asarray(self.weights[source.ravel(), target.ravel()], np.float32).reshape(shape)
+        events = preference_shares(context)[:, None, :] * weights
+        return Attribution(events, np.float32(_BACKOFF) * self.popularity[items])
 
     def save(self, folder: Path) -> None:
         """Write the model's two files."""
@@ -170,12 +186,29 @@ class EASE:
         return model
 
     def score(self, context: Context) -> NDArray[np.float32]:  # (B, V)
-        """Multiply what the shopper wanted with the weights."""
+        """Multiply what the shopper wanted with the weights: only the rows of the history's items are read."""
         scores = np.zeros((len(context), len(self.popularity)), np.float32)
-        scores[:, self.items] = preferences(context)[:, self.items] @ self.weights
+        scores[:, self.items] = preference_matrix(context)[:, self.items] @ self.weights
         if self.recency_days:
             scores *= np.sqrt(self.popularity)
         return scores + np.float32(_BACKOFF) * self.popularity
+
+    def rank(self, context: Context) -> Ranking:
+        """Return the scores; each is a sum over the items of the history, and its popularity."""
+        return ScoredContext(context, self.score(context), self._parts)
+
+    def _parts(self, context: Context, items: NDArray[np.int32]) -> Attribution:
+        place = np.full(len(self.popularity), -1)
+        place[self.items] = np.arange(len(self.items))
+        source = place[np.maximum(context.items - 1, 0)][:, None, :]  # (B, 1, L)
+        target = place[items][:, :, None]  # (B, K, 1)
+        weights = np.zeros((*items.shape, context.items.shape[1]), np.float32)
+        if len(self.items):
+            weights = np.where((source >= 0) & (target >= 0), self.weights[source, target], 0)
+        events = preference_shares(context)[:, None, :] * weights
+        if self.recency_days:
+            events *= np.sqrt(self.popularity[items])[..., None]
+        return Attribution(events.astype(np.float32), np.float32(_BACKOFF) * self.popularity[items])
 
     def save(self, folder: Path) -> None:
         """Write the model's two files."""

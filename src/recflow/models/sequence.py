@@ -1,221 +1,38 @@
-"""A transformer over a shopper's events, a softmax over the catalogue, and a head that knows what is bought again.
+"""The sequence model as a ranker: scores, what they come from, and vectors that an index can search.
 
-    token  = item (id + title + features) + type + age + quantity + place      one per event, newest last
-    query  = the history as the shopper's features read it (attention of one query over all tokens)
-             + the mean direction of its items
-    logit  = exp(s) cos(query, item) + bias(item features) + again(shopper, item) for items of the history
-
-The last term is what a plain sequence model lacks: most of what a shop's regulars buy they bought before, and
-whether they do again depends on their own rhythm with that item.
+See `network` for what the model is, `scoring` for how it is made fast.
 """
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
+from recflow.models.attribution import Attribution, Rows
 from recflow.models.interactions import Context, Interactions
-from recflow.models.repeats import N_FEATURES, repeat_pairs
+from recflow.models.network import SequenceModel, build
+from recflow.models.repeats import RepeatPairs, repeat_pairs
+from recflow.models.scoring import Catalogue, Encoded, ScoringNetwork
 from recflow.models.weights import load_model, save_model
-from recflow.schema import EVENT_TYPES
 
-_AGE_BUCKETS = 24  # powers of the square root of 2 days: 1, 1.4, 2, ... 2,900 days and more
 _SCORING_BATCH = 256  # shoppers whose logits are computed at once
 
 
-@dataclass(frozen=True)
-class SequenceConfig:
-    """The sizes of a sequence model; all that is needed to build it before its weights are read."""
-
-    n_items: int
-    text_size: int
-    n_user_features: int
-    n_item_features: int
-    embedding_size: int = 64
-    sequence_length: int = 64  # newest events that are read
-    layers: int = 1  # full self-attention layers below the one that reads out
-    heads: int = 2
-    dropout: float = 0.2
-
-
-@dataclass(frozen=True)
-class Batch:
-    """A `Context` as tensors, with the pairs of the head for repeats."""
-
-    items: Tensor  # (B, L) item_idx + 1; 0 is padding
-    ages: Tensor  # (B, L) age buckets
-    event_types: Tensor  # (B, L)
-    quantities: Tensor  # (B, L) log1p
-    user_features: Tensor  # (B, F)
-    item_features: Tensor  # (V, G)
-    pair_shopper: Tensor  # (P,)
-    pair_item: Tensor  # (P,)
-    pair_features: Tensor  # (P, R)
-
-    @classmethod
-    def of(cls, context: Context, *, length: int) -> Self:
-        """Take the newest `length` events for the sequence, and the whole history for the pairs."""
-        pairs = repeat_pairs(context)
-        ages = np.floor(2 * np.log2(context.ages_days[:, -length:] + 1)).astype(np.int64)
-        return cls(
-            items=torch.from_numpy(context.items[:, -length:].astype(np.int64)),
-            ages=torch.from_numpy(ages.clip(0, _AGE_BUCKETS - 1)),
-            event_types=torch.from_numpy(context.event_types[:, -length:].astype(np.int64)),
-            quantities=torch.from_numpy(np.log1p(context.quantities[:, -length:])),
-            user_features=torch.from_numpy(context.user_features),
-            item_features=torch.from_numpy(context.item_features),
-            pair_shopper=torch.from_numpy(pairs.shopper),
-            pair_item=torch.from_numpy(pairs.item),
-            pair_features=torch.from_numpy(pairs.features),
-        )
-
-    def to(self, device: torch.device) -> "Batch":
-        """Return the batch on a device."""
-        return Batch(**{name: tensor.to(device) for name, tensor in vars(self).items()})
-
-
-class AttentionBlock(nn.Module):
-    """Attention of queries over keys, then a two-layer perceptron; normalized before each, added after each."""
-
-    def __init__(self, size: int, heads: int) -> None:
-        """Make the weights."""
-        super().__init__()
-        self.heads = heads
-        self.norm = nn.LayerNorm(size)
-        self.query = nn.Linear(size, size)
-        self.key_value = nn.Linear(size, 2 * size)
-        self.out = nn.Linear(size, size)
-        self.perceptron = nn.Sequential(
-            nn.LayerNorm(size), nn.Linear(size, 2 * size), nn.GELU(), nn.Linear(2 * size, size)
-        )
-
-    def forward(self, queries: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
-        """Let queries (B, Q, D) read tokens (B, L, D) where the mask (B, 1, 1, L) is true."""
-        read = self.norm(tokens)
-        asked = self.norm(queries) if queries is not tokens else read
-        q = self._split(self.query(asked))  # (B, H, Q, D / H)
-        k, v = (self._split(part) for part in self.key_value(read).chunk(2, dim=-1))  # (B, H, L, D / H)
-        heard = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        queries = queries + self.out(heard.transpose(1, 2).flatten(2))
-        out: Tensor = queries + self.perceptron(queries)
-        return out
-
-    def _split(self, states: Tensor) -> Tensor:
-        batch, length, size = states.shape
-        return states.view(batch, length, self.heads, size // self.heads).transpose(1, 2)
-
-
-class SequenceModel(nn.Module):
-    """The network; `SequenceRanker` is the `Ranker` around it."""
-
-    text: Tensor  # (V, T), of length 1 or 0
-
-    def __init__(self, config: SequenceConfig, text: Tensor, factors: Tensor | None = None) -> None:
-        """Make the weights; the torch seed decides where they start.
-
-        Args:
-            config: the sizes.
-            text: title vectors (V, T).
-            factors: where the items' own embeddings start (V, D); without them, near 0.
-        """
-        super().__init__()
-        size, rate = config.embedding_size, config.dropout
-        self.config = config
-        self.register_buffer("text", text)
-        self.item_id = nn.Embedding(config.n_items, size)
-        nn.init.normal_(self.item_id.weight, std=0.1 * size**-0.5)
-        if factors is not None:
-            self.item_id.weight.data.add_(factors)
-        self.item_text = nn.Linear(config.text_size, size, bias=False)
-        self.item_facts = nn.Linear(config.n_item_features, size)
-        self.event_type = nn.Embedding(len(EVENT_TYPES), size)
-        self.age = nn.Embedding(_AGE_BUCKETS, size)
-        self.place = nn.Parameter(torch.randn(config.sequence_length, size) * 0.02)
-        self.quantity = nn.Linear(1, size, bias=False)
-        self.token_norm = nn.LayerNorm(size)
-        self.shopper = nn.Sequential(
-            nn.Linear(config.n_user_features, size), nn.GELU(), nn.Dropout(rate), nn.Linear(size, size)
-        )
-        self.layers = nn.ModuleList(AttentionBlock(size, config.heads) for _ in range(config.layers))
-        self.read_out = AttentionBlock(size, config.heads)
-        self.query_norm = nn.LayerNorm(size)
-        self.age_weight = nn.Parameter(torch.zeros(_AGE_BUCKETS))  # log
-        self.taste_gate = nn.Parameter(torch.tensor(1.0))
-        self.dropout = nn.Dropout(rate)
-        self.log_scale = nn.Parameter(torch.tensor(2.3))  # exp: 10, cosines are in -1 to 1
-        self.bias = nn.Sequential(nn.Linear(config.n_item_features, 32), nn.GELU(), nn.Linear(32, 1))
-        inputs = N_FEATURES + config.n_item_features + config.n_user_features + 1
-        self.again = nn.Sequential(nn.Linear(inputs, 48), nn.GELU(), nn.Dropout(rate), nn.Linear(48, 1))
-        for embedding in (self.event_type, self.age):
-            nn.init.normal_(embedding.weight, std=0.02)
-
-    def items(self, item_features: Tensor) -> Tensor:
-        """Return the catalogue's embeddings (V, D)."""
-        table: Tensor = self.item_id.weight + self.item_text(self.text) + self.item_facts(item_features)
-        return table
-
-    def queries(self, batch: Batch, table: Tensor) -> Tensor:
-        """Return what each shopper looks for (B, D)."""
-        length = batch.items.shape[1]
-        seen = F.embedding((batch.items - 1).clamp(min=0), table)  # (B, L, D)
-        tokens = seen + self.event_type(batch.event_types) + self.age(batch.ages)
-        tokens = tokens + self.quantity(batch.quantities[..., None]) + self.place[-length:]
-        query = self.shopper(batch.user_features)[:, None]  # (B, 1, D)
-        tokens = torch.cat([self.token_norm(tokens), query], dim=1)
-        is_read = batch.items > 0
-        if self.training:  # whole events, not single numbers: a third of the time, and histories do have gaps
-            is_read = is_read & (torch.rand_like(batch.quantities) >= self.config.dropout)
-        mask = F.pad(is_read, (0, 1), value=True)[:, None, None]  # (B, 1, 1, L + 1); the query is always seen
-        for layer in self.layers:
-            tokens = layer(tokens, tokens, mask)
-        read = self.dropout(self.query_norm(self.read_out(tokens[:, -1:], tokens, mask)[:, 0]))
-        return F.normalize(read, dim=-1) + self.taste_gate * self._taste(batch, seen, is_read)
-
-    def _taste(self, batch: Batch, seen: Tensor, is_read: Tensor) -> Tensor:
-        """Return the mean direction of the items of each history, weighted by learned weights of their age (B, D).
-
-        What alike shoppers bought lies near by from the start, see `item_factors`; attention would have to learn to
-        hand it through.
-        """
-        weights = torch.where(is_read, self.age_weight[batch.ages].exp(), 0.0)  # (B, L)
-        return F.normalize((weights[..., None] * F.normalize(seen, dim=-1)).sum(dim=1), dim=-1)
-
-    def forward(self, batch: Batch, table: Tensor | None = None) -> Tensor:
-        """Return the logits (B, V)."""
-        table = self.items(batch.item_features) if table is None else table
-        query = self.queries(batch, table)
-        directions = F.normalize(query, dim=-1) @ F.normalize(table, dim=-1).T
-        logits = self.log_scale.exp() * directions + self.bias(batch.item_features)[:, 0]
-        return self.add_repeats(logits, batch)
-
-    def add_repeats(self, logits: Tensor, batch: Batch) -> Tensor:
-        """Add what speaks for buying again, to the items of each history."""
-        at = (batch.pair_shopper, batch.pair_item)
-        inputs = [
-            batch.pair_features,
-            batch.item_features[batch.pair_item],
-            batch.user_features[batch.pair_shopper],
-            logits.detach()[at][:, None] / 5,
-        ]
-        again = self.again(torch.cat(inputs, dim=1))[:, 0]
-        return logits.index_put(at, again.to(logits.dtype), accumulate=True)
-
-
 class SequenceRanker:
-    """A trained sequence model as a `Ranker`."""
+    """A trained sequence model as a `Ranker`, and a `Factored` one."""
 
     name = "sequence"
 
     def __init__(self, model: SequenceModel) -> None:
-        """Wrap a trained model."""
+        """Wrap a trained model; its weights stay as they are from now on."""
         self.model = model.eval()
-        self._table: tuple[NDArray[np.float32], Tensor] | None = None  # of the item features scored with last
+        self._network = ScoringNetwork(self.model)
+        self._catalogue: tuple[NDArray[np.float32], Catalogue] | None = None  # of the item features scored with last
 
     def fit(self, interactions: Interactions) -> Self:
         """Refuse: this model learns from examples with features, see `training.sequence`."""
@@ -224,22 +41,30 @@ class SequenceRanker:
     def score(self, context: Context) -> NDArray[np.float32]:  # (B, V)
         """Return the logits."""
         scores = np.empty((len(context), self.model.config.n_items), np.float32)
-        device = self.model.text.device
-        with torch.inference_mode():
-            for first in range(0, len(context), _SCORING_BATCH):
-                rows = slice(first, first + _SCORING_BATCH)
-                part = {
-                    name: value if name == "item_features" else value[rows] for name, value in vars(context).items()
-                }
-                batch = Batch.of(Context(**part), length=self.model.config.sequence_length).to(device)
-                scores[rows] = self.model(batch, self._items(context, batch)).float().cpu().numpy()
+        for first in range(0, len(context), _SCORING_BATCH):
+            rows = slice(first, first + _SCORING_BATCH)
+            scores[rows] = self.rank(context.take(rows)).scores
         return scores
 
-    def _items(self, context: Context, batch: Batch) -> Tensor:
-        """Return the catalogue's embeddings, kept from one call to the next: the endpoint's features don't change."""
-        if self._table is None or self._table[0] is not context.item_features:
-            self._table = (context.item_features, self.model.items(batch.item_features))
-        return self._table[1]
+    def rank(self, context: Context) -> "SequenceRanking":
+        """Read the histories in one pass; all that can be asked of the ranking rests on it."""
+        with torch.inference_mode():
+            catalogue, pairs = self._items(context.item_features), repeat_pairs(context)
+            encoded = self._network.encode(context, catalogue)
+            again = self._network.again(context, pairs, encoded, catalogue).cpu().numpy()
+        return SequenceRanking(self._network, catalogue, context, encoded, pairs, again)
+
+    def item_vectors(self, item_features: NDArray[np.float32]) -> NDArray[np.float32]:  # (V, D + 1)
+        """Return the items' directions times the scale, then their bias."""
+        with torch.inference_mode():
+            return self._items(item_features).vectors().cpu().numpy()
+
+    def _items(self, item_features: NDArray[np.float32]) -> Catalogue:
+        """Return the catalogue, kept from one call to the next: the endpoint's features don't change."""
+        kept = self._catalogue
+        if kept is None or kept[0] is not item_features:
+            kept = self._catalogue = (item_features, self._network.catalogue(item_features))
+        return kept[1]
 
     def save(self, folder: Path) -> None:
         """Write the model's two files."""
@@ -253,10 +78,103 @@ class SequenceRanker:
         return cls(build(config, arrays))
 
 
-def build(config: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> SequenceModel:
-    """Build the network of a config with the given weights."""
-    names = SequenceConfig.__dataclass_fields__
-    weights = {name: torch.from_numpy(array) for name, array in arrays.items()}
-    model = SequenceModel(SequenceConfig(**{name: config[name] for name in names}), weights["text"])
-    model.load_state_dict(weights)
-    return model
+@dataclass(frozen=True)
+class SequenceRanking:
+    """One forward pass over B shoppers, and what follows from it."""
+
+    network: ScoringNetwork
+    catalogue: Catalogue
+    context: Context
+    encoded: Encoded
+    pairs: RepeatPairs  # (P,) ordered by (shopper, item)
+    again: NDArray[np.float32]  # (P,) what is added to the pairs' scores
+
+    @cached_property
+    def scores(self) -> NDArray[np.float32]:  # (B, V)
+        """Return a score for every item; computed when they are first asked for."""
+        with torch.inference_mode():
+            scores = (self._with_one(self.encoded.query) @ self.catalogue.by_dimension).cpu().numpy()
+        scores[self.pairs.shopper, self.pairs.item] += self.again  # no pair comes twice
+        return scores
+
+    @cached_property
+    def queries(self) -> NDArray[np.float32]:  # (B, D + 1)
+        """Return each shopper's direction, then 1."""
+        with torch.inference_mode():
+            return self._with_one(self.encoded.query).cpu().numpy()
+
+    def score_items(self, items: NDArray[np.int32], rows: Rows | None = None) -> NDArray[np.float32]:  # (R, N)
+        """Return what `scores` has for some items; -inf where the item is -1."""
+        with torch.inference_mode():
+            query = self.encoded.query if rows is None else self.encoded.query[rows]
+            scores = (self._vectors(items) @ self._with_one(query)[..., None])[..., 0].cpu().numpy()
+        return np.where(items >= 0, scores + self._again(items, rows), -np.inf).astype(np.float32)
+
+    def attribute(self, items: NDArray[np.int32], rows: Rows | None = None) -> Attribution:
+        """Take the scores of items apart, to the first order: what the score would lose if the event weren't there.
+
+        - The head for repeats is about the item's own events alone, which share its term alike.
+        - The taste is a mean of directions. An event's part is the derivative of the score by the logarithm of its
+          weight: how much it turns the mean towards the item. That sums to 0, for a mean doesn't change when all
+          weights double; so the taste's own term is shared out too, alike among the distinct items of the history.
+        - What the last attention reads: a / (1 - a) (value - mean of the values) is how the reading changes without the
+          event, and it is handed through output, perceptron and normalizations by their derivative.
+
+        Left out: that earlier layers mix the events of a history, and that ages in orders and features of the
+        shopper would be others without an event. The rest is what remains: item features and bias, the shopper's
+        features, the reading as a whole. Scores are taken against the mean item's, so what is alike for all is no part.
+        """
+        if not items.size:
+            return Attribution.nothing(items, self.context.items.shape[1])
+        encoded, context, again, shares = self.encoded, self.context, self._again_of_events, self._shares
+        if rows is not None and not np.array_equal(rows, np.arange(len(context))):
+            encoded, context = Encoded(*(part[rows] for part in encoded)), context.take(rows)
+            again, shares = again[rows], shares[rows]
+        known = torch.from_numpy(np.maximum(items, 0)).to(encoded.query.device).flatten()
+        with torch.inference_mode():
+            catalogue, (mean, mean_bias) = self.catalogue, self.catalogue.mean
+            scale, bias = catalogue.scale_and_bias.index_select(0, known).unbind(dim=1)
+            vectors = torch.addcmul(-mean, catalogue.table.index_select(0, known), scale[:, None])
+            vectors = vectors.view(*items.shape, len(mean))  # (R, K, D)
+            total = (vectors @ encoded.query[..., None])[..., 0] + (bias.view(items.shape) - mean_bias)
+            events, taste = (part.cpu().numpy() for part in self.network.parts(vectors, encoded))
+        n_recent = events.shape[2]
+        events += taste[..., None] * shares[:, None, shares.shape[1] - n_recent :]
+        rest = total.cpu().numpy() - events.sum(axis=2)
+        parts = (items[:, :, None] + 1 == context.items[:, None, :]) * again[:, None, :]  # (R, K, L)
+        parts[..., parts.shape[2] - n_recent :] += events
+        if (items < 0).any():
+            parts, rest = parts * (items >= 0)[..., None], rest * (items >= 0)
+        return Attribution(parts, rest)
+
+    @cached_property
+    def _again_of_events(self) -> NDArray[np.float32]:  # (B, L)
+        """Share what is added to each pair among its events."""
+        return self.pairs.among_events(self.again, self.context.items > 0)
+
+    @cached_property
+    def _shares(self) -> NDArray[np.float32]:  # (B, L) 0 but for the events that the network read
+        """Share 1 alike among the distinct items of each history, and each item's part among its events."""
+        is_read = self.context.items > 0
+        is_read[:, : is_read.shape[1] - (self.encoded.seen.shape[1] - 1)] = False
+        shares = self.pairs.among_events(np.ones(len(self.again), np.float32), is_read)
+        shares /= np.maximum(shares.sum(axis=1, keepdims=True), 1)
+        return shares
+
+    @staticmethod
+    def _with_one(query: Tensor) -> Tensor:  # (R, D + 1) from (R, D)
+        return torch.nn.functional.pad(query, (0, 1), value=1.0)
+
+    def _vectors(self, items: NDArray[np.int32]) -> Tensor:  # (R, K, D + 1)
+        chosen = torch.from_numpy(np.maximum(items, 0)).to(self.catalogue.table.device)
+        return self.catalogue.vectors(chosen)
+
+    def _again(self, items: NDArray[np.int32], rows: Rows | None) -> NDArray[np.float32]:  # (R, K)
+        """Look up what the head for repeats adds to items; 0 where the shopper has no event with the item."""
+        n_items = len(self.catalogue.table)
+        shoppers = np.arange(len(items)) if rows is None else rows
+        keys = self.pairs.shopper * n_items + self.pairs.item  # ascending
+        wanted = np.asarray(shoppers)[:, None] * n_items + np.maximum(items, 0)
+        place = np.searchsorted(keys, wanted)
+        found = (np.append(keys, -1)[place] == wanted) & (items >= 0)
+        return np.where(found, np.append(self.again, 0)[place], 0).astype(np.float32)

@@ -28,7 +28,8 @@ from recflow.models.dataset import Rows, TrainingSet
 from recflow.models.features import Encoders
 from recflow.models.interactions import top_k
 from recflow.models.linear import item_factors
-from recflow.models.sequence import Batch, SequenceConfig, SequenceModel, SequenceRanker
+from recflow.models.network import Batch, SequenceConfig, SequenceModel
+from recflow.models.sequence import SequenceRanker
 from recflow.models.text import title_vectors
 from recflow.settings import TrainingSettings
 

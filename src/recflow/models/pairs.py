@@ -1,0 +1,58 @@
+"""The events of a batch by pairs of a shopper and an item of its history: sums and shares without a (B, L, L).
+
+N events and P pairs of the batch together; other letters as in `interactions`.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Pairs of a shopper and an item of its history, ordered by (shopper, item), and where their events are."""
+
+    shopper: NDArray[np.int64]  # (P,) row
+    item: NDArray[np.int64]  # (P,) item_idx
+    starts: NDArray[np.int64]  # (P,) where the events of each pair start in `at`
+    at: NDArray[np.int64]  # (N,) the events, as places in the flattened (B, L), those of a pair together
+
+    @classmethod
+    def of(cls, items: NDArray[np.int32]) -> Self:  # (B, L) item_idx + 1; 0 is padding
+        """Find the pairs."""
+        at = np.flatnonzero(items)
+        width = int(items.max(initial=0)) + 1
+        keys = at // max(items.shape[1], 1) * width + items.ravel()[at]
+        order = np.argsort(keys)
+        at, keys = at[order], keys[order]
+        is_first = np.ones(len(keys), bool)
+        np.not_equal(keys[1:], keys[:-1], out=is_first[1:])
+        starts = np.flatnonzero(is_first)
+        shopper, item = np.divmod(keys[starts], width)
+        return cls(shopper, item - 1, starts, at)
+
+    def __len__(self) -> int:
+        """Return P."""
+        return len(self.starts)
+
+    @property
+    def counts(self) -> NDArray[np.int64]:  # (P,)
+        """Return how many events each pair has."""
+        return np.diff(self.starts, append=len(self.at))
+
+    def reduce(self, ufunc: np.ufunc, values: NDArray[Any], *, axis: int = 0) -> NDArray[Any]:  # N of the axis -> P
+        """Reduce what stands for each event, in the order of `at`, to one for each pair."""
+        if not len(self):
+            return np.zeros_like(values)
+        reduced: NDArray[Any] = ufunc.reduceat(values, self.starts, axis=axis)
+        return reduced
+
+    def among_events(self, values: NDArray[np.float32], is_counted: NDArray[np.bool_]) -> NDArray[np.float32]:
+        """Share each pair's value (P,) alike among those of its events that count (B, L); 0 for the others (B, L)."""
+        counted = is_counted.ravel()[self.at]
+        counts = self.reduce(np.add, counted.astype(np.int64))
+        shares = np.zeros(is_counted.size, np.float32)
+        shares[self.at] = np.repeat(values / np.maximum(counts, 1), self.counts) * counted
+        return shares.reshape(is_counted.shape)

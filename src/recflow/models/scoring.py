@@ -1,0 +1,311 @@
+"""A trained `SequenceModel` as it scores: the same network, with all that no shopper changes worked out once.
+
+What makes it fast, beside that: histories are packed, so padding passes through no layer; and the last attention has
+one query a shopper, so that its keys and values are never made (q . Wk x = (Wk' q) . x). It equals the network's own
+forward pass but for rounding. Letters as in `interactions`, and D embedding, H heads, N events of a batch together,
+P places: the longest sequence of the batch, and the query behind it.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from recflow.models.interactions import Context
+from recflow.models.network import AGE_BUCKETS, AttentionBlock, SequenceModel, age_bucket
+from recflow.models.repeats import RepeatPairs
+
+_TINY = 1e-12  # as in F.normalize
+_LEAST_OTHERS = 0.05  # attention left to all others: an event that has nearly all isn't blown up without limit
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """The items as of one table of features."""
+
+    features: Tensor  # (V, G)
+    table: Tensor  # (V, D) embeddings
+    scale_and_bias: Tensor  # (V, 2) what a query's product with the embedding is multiplied with, then what is added
+    inverse_lengths: NDArray[np.float32]  # (V,) of the embeddings
+
+    @cached_property
+    def mean(self) -> tuple[Tensor, Tensor]:  # (D,), ()
+        """Return the mean of the scaled directions, and of the biases."""
+        return (self.scale_and_bias[:, 0] @ self.table) / len(self.table), self.scale_and_bias[:, 1].mean()
+
+    @cached_property
+    def by_dimension(self) -> Tensor:  # (D + 1, V)
+        """Return the vectors of all items in the order in which a query is multiplied with all of them."""
+        return self._vectors(self.table, self.scale_and_bias).T.contiguous()
+
+    def vectors(self, items: Tensor | None = None) -> Tensor:  # (*, D + 1)
+        """Return the vectors of some items, or of all: the scaled direction, then the bias, which a query's 1 meets."""
+        if items is None:
+            return self._vectors(self.table, self.scale_and_bias)
+        chosen = items.flatten()
+        vectors = self._vectors(self.table.index_select(0, chosen), self.scale_and_bias.index_select(0, chosen))
+        return vectors.view(*items.shape, vectors.shape[1])
+
+    @staticmethod
+    def _vectors(table: Tensor, scale_and_bias: Tensor) -> Tensor:
+        return torch.cat([table * scale_and_bias[:, :1], scale_and_bias[:, 1:]], dim=1)
+
+
+@dataclass(frozen=True)
+class Packed:
+    """The newest events of B shoppers without their padding, oldest first within a shopper."""
+
+    item: Tensor  # (N,) item_idx
+    kind: Tensor  # (N,) event type and age bucket
+    place: Tensor  # (N,) column of the sequence
+    quantity: Tensor  # (N, 1) log1p
+    slots: Tensor  # (B * P,) the N events and then the B queries, numbered; 0 where there is none
+    unread: Tensor  # (B, P, 1) 0 where there is one, -inf where there is none
+    back: Tensor  # (N + B,) place of each of them in `slots`
+    weights: Tensor  # (B, 1, P - 1) of the events' embeddings in the taste, 0 where there is none
+
+    @classmethod
+    def of(cls, context: Context, catalogue: Catalogue, *, length: int, age_weights: NDArray[np.float32]) -> Self:
+        """Pack the newest `length` events of each history."""
+        recent = np.s_[:, -length:]
+        padded = context.items[recent]
+        row, column = np.nonzero(padded)
+        n_events, n_rows, n_columns = len(row), *padded.shape
+        first = int(column.min(initial=n_columns))
+        width = n_columns - first + 1  # +1: the query
+        event_at, query_at = row * width + (column - first), np.arange(1, n_rows + 1) * width - 1
+        item, ages = padded[row, column] - 1, age_bucket(context.ages_days[recent][row, column])
+        slots = np.zeros(n_rows * width, np.int64)
+        unread = np.full(n_rows * width, -np.inf, np.float32)
+        weights = np.zeros(n_rows * width, np.float32)
+        slots[event_at], slots[query_at] = np.arange(n_events), np.arange(n_events, n_events + n_rows)
+        unread[event_at] = unread[query_at] = 0
+        weights[event_at] = age_weights[ages] * catalogue.inverse_lengths[item]
+        arrays = {
+            "item": item,
+            "kind": context.event_types[recent][row, column].astype(np.int64) * AGE_BUCKETS + ages,
+            "place": column + (length - n_columns),
+            "quantity": np.log1p(context.quantities[recent][row, column])[:, None],
+            "slots": slots,
+            "unread": unread.reshape(n_rows, width, 1),
+            "back": np.concatenate([event_at, query_at]),
+            "weights": weights.reshape(n_rows, 1, width)[:, :, :-1],
+        }
+        device = catalogue.table.device
+        return cls(**{name: torch.from_numpy(array).to(device) for name, array in arrays.items()})
+
+    def spread(self, states: Tensor) -> Tensor:  # (N + B, *) -> (B, P, *)
+        """Give each shopper a row; where there is no event stands anything."""
+        return states.index_select(0, self.slots).view(len(self.unread), -1, states.shape[1])
+
+
+class Encoded(NamedTuple):
+    """What a forward pass leaves: the queries, and what tells how the events made them. B shoppers."""
+
+    query: Tensor  # (B, D) of length 1: (read + gate * taste) / length
+    length: Tensor  # (B, 1)
+    read: Tensor  # (B, D) of length 1: what the last attention came to
+    read_length: Tensor  # (B, 1) before it was normalized
+    read_output: Tensor  # (B, D) before the layer norm
+    taste: Tensor  # (B, D) of length 1: the mean direction of the history's items; 0 without a history
+    taste_length: Tensor  # (B, 1) before it was normalized
+    seen: Tensor  # (B, P, D) embeddings of the events' items
+    weights: Tensor  # (B, 1, P - 1) of these in the taste
+    tokens: Tensor  # (B, P, D) that the last attention reads
+    attention: Tensor  # (B, P, H) 0 where there is none
+
+
+class _Norm(NamedTuple):
+    weight: Tensor
+    bias: Tensor
+    eps: float
+
+    @classmethod
+    def of(cls, norm: nn.LayerNorm) -> Self:
+        return cls(norm.weight.detach(), norm.bias.detach(), norm.eps)
+
+    def __call__(self, states: Tensor) -> Tensor:
+        return F.layer_norm(states, self.weight.shape, self.weight, self.bias, self.eps)
+
+
+class _Perceptron(NamedTuple):
+    weights: tuple[Tensor, Tensor]
+    biases: tuple[Tensor, Tensor]
+
+    @classmethod
+    def of(cls, layers: nn.Sequential) -> Self:
+        first, second = (layer for layer in layers if isinstance(layer, nn.Linear))
+        return cls((first.weight.detach(), second.weight.detach()), (first.bias.detach(), second.bias.detach()))
+
+    def __call__(self, states: Tensor) -> Tensor:
+        hidden = F.gelu(F.linear(states, self.weights[0], self.biases[0]))
+        return F.linear(hidden, self.weights[1], self.biases[1])
+
+
+class _Layer:
+    """An `AttentionBlock` whose tokens read one another."""
+
+    def __init__(self, block: AttentionBlock) -> None:
+        joined = (block.query, block.key_value)
+        self.heads = block.heads
+        self.weight, self.bias = (torch.cat([getattr(part, name) for part in joined]) for name in ("weight", "bias"))
+        self.out = (block.out.weight.detach(), block.out.bias.detach())
+        self.norms = (_Norm.of(block.norm), _Norm.of(block.perceptron[0]))  # type: ignore[arg-type]
+        self.perceptron = _Perceptron.of(block.perceptron)
+
+    def __call__(self, tokens: Tensor, packed: Packed) -> Tensor:  # (N + B, D)
+        """Let tokens read those of their shopper."""
+        joined = packed.spread(F.linear(self.norms[0](tokens), self.weight, self.bias))  # (B, P, 3 D)
+        n_rows, width, _ = joined.shape
+        q, k, v = joined.view(n_rows, width, 3, self.heads, -1).permute(2, 0, 3, 1, 4)  # (B, H, P, D / H)
+        heard = F.scaled_dot_product_attention(q, k, v, attn_mask=packed.unread.view(n_rows, 1, 1, width))
+        heard = heard.transpose(1, 2).reshape(n_rows * width, -1).index_select(0, packed.back)
+        tokens = tokens + F.linear(heard, *self.out)
+        return tokens.add_(self.perceptron(self.norms[1](tokens)))
+
+
+class _ReadOut:
+    """An `AttentionBlock` that one query a shopper reads with; a head's two projections are one."""
+
+    def __init__(self, block: AttentionBlock) -> None:
+        size, self.heads = block.out.in_features, block.heads
+        query, query_bias = block.query.weight.view(self.heads, -1, size), block.query.bias.view(self.heads, -1)
+        key, value = block.key_value.weight.view(2, self.heads, -1, size)  # (H, D / H, D) each
+        scale = key.shape[1] ** -0.5
+        self.key = torch.einsum("hed,hec->dhc", query, key).reshape(size, -1) * scale  # (D, H * D)
+        # The keys' own bias is alike for all tokens, so the softmax doesn't see it.
+        self.key_bias = torch.einsum("he,hec->hc", query_bias, key).flatten() * scale
+        out = block.out.weight.view(size, self.heads, -1)
+        self.value = torch.einsum("dhe,hec->hcd", out, value).reshape(-1, size)  # (H * D, D)
+        # The layer norm that follows takes the mean out: for derivatives it may be out already.
+        self.centred_value = (self.value - self.value.mean(dim=1, keepdim=True)).T.contiguous()  # (D, H * D)
+        self.value_bias = block.out.weight @ block.key_value.bias[size:] + block.out.bias
+        self.norms = (_Norm.of(block.norm), _Norm.of(block.perceptron[0]))  # type: ignore[arg-type]
+        self.perceptron = _Perceptron.of(block.perceptron)
+
+    def __call__(self, tokens: Tensor, packed: Packed) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what was read (B, D), the tokens it was read from (B, P, D), and the heads' attention (B, P, H)."""
+        states = self.norms[0](tokens)
+        n_rows = len(packed.unread)
+        keys = torch.addmm(self.key_bias, states[-n_rows:], self.key).view(n_rows, self.heads, -1)
+        spread = packed.spread(states)  # (B, P, D)
+        attention = torch.baddbmm(packed.unread, spread, keys.transpose(1, 2)).softmax(dim=1)  # (B, P, H)
+        heard = attention.transpose(1, 2) @ spread  # (B, H, D)
+        read = torch.addmm(self.value_bias, heard.flatten(1), self.value).add_(tokens[-n_rows:])
+        return read.add_(self.perceptron(self.norms[1](read))), spread, attention
+
+
+class ScoringNetwork:
+    """A `SequenceModel` made ready to score; whoever calls it does so in inference mode."""
+
+    def __init__(self, model: SequenceModel) -> None:
+        """Take the weights; what is worked out from them here doesn't follow them any further."""
+        self.model = model
+        with torch.inference_mode():
+            kinds = model.event_type.weight[:, None] + model.age.weight[None]
+            self._kinds = kinds.view(-1, model.config.embedding_size)
+            self._age_weights: NDArray[np.float32] = model.age_weight.exp().cpu().numpy()
+            self._place, self._quantity = model.place.detach(), model.quantity.weight[:, 0].clone()
+            self._token_norm, self._query_norm = _Norm.of(model.token_norm), _Norm.of(model.query_norm)
+            self._shopper, self._again = _Perceptron.of(model.shopper), _Perceptron.of(model.again)
+            self._layers = [_Layer(layer) for layer in model.layers]  # type: ignore[arg-type]
+            self._read_out = _ReadOut(model.read_out)
+            self._gate = model.taste_gate.detach()
+
+    def catalogue(self, item_features: NDArray[np.float32]) -> Catalogue:
+        """Work out what the items bring along."""
+        features = torch.from_numpy(item_features).to(self._kinds.device)
+        table = self.model.items(features)
+        lengths = table.norm(dim=1, keepdim=True).clamp(min=_TINY)
+        scale = self.model.log_scale.exp() / lengths
+        facts = torch.cat([scale, self.model.bias(features)], dim=1)
+        return Catalogue(features, table, facts, (1 / lengths[:, 0]).cpu().numpy())
+
+    def encode(self, context: Context, catalogue: Catalogue) -> Encoded:
+        """Read the histories."""
+        length = self.model.config.sequence_length
+        packed = Packed.of(context, catalogue, length=length, age_weights=self._age_weights)
+        seen = catalogue.table.index_select(0, packed.item)  # (N, D)
+        events = seen + self._kinds.index_select(0, packed.kind)
+        events = events.add_(self._place.index_select(0, packed.place)).addcmul_(packed.quantity, self._quantity)
+        asking = self._shopper(torch.from_numpy(context.user_features).to(seen.device))  # (B, D)
+        tokens = torch.cat([self._token_norm(events), asking])  # (N + B, D)
+        for layer in self._layers:
+            tokens = layer(tokens, packed)
+        read_output, tokens, attention = self._read_out(tokens, packed)
+
+        spread = packed.spread(torch.cat([seen, asking]))  # the queries' rows only keep the numbering
+        summed = (packed.weights @ spread[:, :-1])[:, 0]  # (B, D)
+        both = torch.stack([self._query_norm(read_output), summed])
+        lengths = both.norm(dim=-1, keepdim=True).clamp_(min=_TINY)
+        read, taste = both.div_(lengths)
+        query = torch.addcmul(read, taste, self._gate)
+        length_of_query = query.norm(dim=-1, keepdim=True).clamp_(min=_TINY)
+        return Encoded(
+            query=query / length_of_query,
+            length=length_of_query,
+            read=read,
+            read_length=lengths[0],
+            read_output=read_output,
+            taste=taste,
+            taste_length=lengths[1],
+            seen=spread,
+            weights=packed.weights,
+            tokens=tokens,
+            attention=attention,
+        )
+
+    def again(self, context: Context, pairs: RepeatPairs, encoded: Encoded, catalogue: Catalogue) -> Tensor:  # (P,)
+        """Return what the head for repeats adds to each pair of a shopper and an item of its history."""
+        device = catalogue.table.device
+        shopper, item = (torch.from_numpy(index).to(device) for index in (pairs.shopper, pairs.item))
+        product = torch.linalg.vecdot(encoded.query.index_select(0, shopper), catalogue.table.index_select(0, item))
+        scale, bias = catalogue.scale_and_bias.index_select(0, item).unbind(dim=1)
+        base = torch.addcmul(bias, product, scale)[:, None] / 5
+        facts, users = (torch.from_numpy(array).to(device) for array in (pairs.features, context.user_features))
+        (wide, last), (bias, last_bias) = self._again
+        n_pair, n_item = facts.shape[1], catalogue.features.shape[1]
+        of_user = slice(n_pair + n_item, n_pair + n_item + users.shape[1])
+        # A shopper's part is worked out once for all its pairs.
+        hidden = F.linear(users, wide[:, of_user], bias).index_select(0, shopper)
+        hidden.addmm_(facts, wide[:, :n_pair].T)
+        hidden.addmm_(catalogue.features.index_select(0, item), wide[:, n_pair : n_pair + n_item].T)
+        hidden.addmm_(base, wide[:, -1:].T)
+        return F.linear(F.gelu(hidden), last, last_bias)[:, 0]
+
+    def parts(self, vectors: Tensor, encoded: Encoded) -> tuple[Tensor, Tensor]:
+        """Return what of a query's product with vectors (B, K, D) comes from the events, by first-order effects.
+
+        The first part (B, K, P - 1) is what each event adds by turning the query, in the taste and in what the last
+        attention reads. The second (B, K) is the taste's own product, which no event alone accounts for.
+        """
+        taste = (vectors @ encoded.taste[..., None])[..., 0] * (self._gate / encoded.length)
+        turned = _across(vectors, encoded.query)
+        by_taste = _across(turned, encoded.taste) @ encoded.seen[:, :-1].transpose(1, 2)  # (B, K, P - 1)
+        by_taste *= encoded.weights * (self._gate / (encoded.taste_length * encoded.length))[..., None]
+
+        variance, mean = torch.var_mean(encoded.read_output, dim=-1, keepdim=True, correction=0)
+        deviation = (variance + self._query_norm.eps).sqrt()
+        scale = self._query_norm.weight / (deviation * encoded.read_length * encoded.length)
+        by_read = _across(turned, encoded.read) * scale[:, None]
+        unit = (encoded.read_output - mean) / (deviation * mean.new_tensor(encoded.read_output.shape[1]).sqrt())
+        by_heard = _across(by_read, unit) @ self._read_out.centred_value  # (B, K, H * D)
+        n_rows, n_items, size = vectors.shape
+        by_heard = by_heard.view(n_rows, n_items * self._read_out.heads, size)
+        heads = by_heard @ encoded.tokens.transpose(1, 2)  # (B, K * H, P)
+        heads = heads.view(n_rows, n_items, self._read_out.heads, heads.shape[2])
+        attention = encoded.attention.transpose(1, 2)[:, None]  # (B, 1, H, P)
+        heads = heads - (heads * attention).sum(dim=-1, keepdim=True)
+        # How the reading changes without an event: the others share its attention.
+        apart = attention / (1 - attention).clamp_(min=_LEAST_OTHERS)
+        return by_taste.add_((heads * apart).sum(dim=2)[..., :-1]), taste
+
+
+def _across(vectors: Tensor, unit: Tensor) -> Tensor:  # (B, K, D)
+    """Take out of vectors what goes along a direction (B, D) of length 1: only the rest turns it."""
+    return torch.baddbmm(vectors, vectors @ unit[..., None], unit[:, None], alpha=-1)
