@@ -1,19 +1,15 @@
-"""Events posted are on disk before the answer, once, and survive whatever happens to the process."""
+"""Events posted are judged one by one, on disk before the answer, there once, and known after a restart."""
 
+import asyncio
 import json
-import os
-import signal
-import subprocess
-import sys
-import threading
-import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from recflow.schema import EVENTS
-from recflow.serving.feedback import EventLog, judge_events, to_us
+from recflow.serving.feedback import Appended, EventLog, judge_events, to_us
 from recflow.settings import Settings, load_settings
 
 NOW = datetime(2011, 4, 2, 12, tzinfo=UTC)
@@ -78,12 +74,12 @@ def test_an_event_without_a_time_happened_now_and_gets_an_id() -> None:
 def test_what_cannot_be_is_rejected_with_its_field(change: dict, path: str) -> None:
     rows, rejected = judge_events([_event(1), _event(2) | change], now=NOW, max_future_seconds=300)
     assert [row["event_id"] for row in rows] == ["e1"]
-    assert (rejected[0].index, rejected[0].event_id, rejected[0].errors[0]["path"]) == (1, "e2", path)
+    assert (rejected[0]["index"], rejected[0]["event_id"], rejected[0]["errors"][0]["path"]) == (1, "e2", path)
 
 
 def test_what_is_no_object_is_rejected() -> None:
     rows, rejected = judge_events([7, None, "x", []], now=NOW, max_future_seconds=300)
-    assert (rows, [event.index for event in rejected]) == ([], [0, 1, 2, 3])
+    assert (rows, [event["index"] for event in rejected]) == ([], [0, 1, 2, 3])
 
 
 def test_five_minutes_ahead_and_years_behind_are_taken() -> None:
@@ -124,6 +120,49 @@ def test_a_shoppers_newest_events_are_known_at_once_and_after_a_restart(settings
         assert each.recent(user_id="nobody") == []
 
 
+def test_the_newest_events_are_those_that_happened_last_in_whatever_order_they_came(tmp_path: Path) -> None:
+    settings = load_settings(home=tmp_path / "var", features={"history_length": 3})
+    log = EventLog(settings)
+    for hour in (5, 1, 9, 3, 7):
+        log.append(_rows(_event(hour, event_timestamp=f"2011-04-02T0{hour}:00:00Z")))
+    for each in (log, EventLog(settings)):
+        assert [event.event_id for event in each.recent(user_id="u1")] == ["e5", "e7", "e9"]
+
+
+def test_shoppers_not_heard_of_for_longest_are_let_go(tmp_path: Path) -> None:
+    log = EventLog(load_settings(home=tmp_path / "var", serving={"session_users": 2}))
+    for number, user_id in enumerate(["u1", "u2", "u1", "u3"]):
+        log.append(_rows(_event(number, user_id=user_id)))
+    assert [len(log.recent(user_id=user_id)) for user_id in ("u1", "u2", "u3")] == [2, 0, 1]
+
+
+def test_impressions_are_counted_by_item_since_a_moment_and_after_a_restart(tmp_path: Path) -> None:
+    settings = load_settings(home=tmp_path / "var", serving={"shown_held": 4})
+    log = EventLog(settings)
+    shown = {"event_type": "impression", "request_id": "r"}
+    log.append(
+        _rows(
+            _event(3, **shown, event_timestamp="2011-04-02T10:00:00Z", position=1),
+            _event(1, **shown, event_timestamp="2011-04-02T08:00:00Z", position=1),
+            _event(2, **shown, event_timestamp="2011-04-02T09:00:00Z", item_id="B", position=2, session_id="s"),
+            _event(4, **shown, event_timestamp="2011-04-02T10:00:00Z", position=3),  # twice on one page
+            _event(5, **shown, user_id=None, session_id="s", item_id="C"),
+            _event(6, event_timestamp="2011-04-02T11:00:00Z"),  # a purchase
+        )
+    )
+    nine, ten = (to_us(datetime(2011, 4, 2, hour, tzinfo=UTC)) for hour in (9, 10))
+    for each in (log, EventLog(settings)):
+        assert each.shown(user_id="u1", since_us=0) == {"A": 3, "B": 1}
+        assert each.shown(user_id="u1", since_us=nine) == {"A": 2, "B": 1}
+        assert each.shown(user_id="u1", since_us=ten + 1) == {}
+        # The second is the user's and the visit's, and counts once.
+        assert each.shown(user_id="u1", session_id="s", since_us=nine) == {"A": 2, "B": 1, "C": 1}
+        assert each.shown(session_id="s", since_us=0) == {"B": 1, "C": 1}
+        assert each.shown(user_id="nobody", since_us=0) == {}
+    log.append(_rows(_event(7, **shown, item_id="D")))
+    assert log.shown(user_id="u1", since_us=0) == {"A": 2, "B": 1, "D": 1}  # the newest four
+
+
 def test_a_torn_last_line_is_cut_and_the_whole_ones_stay(settings: Settings) -> None:
     EventLog(settings).append(_rows(_event(1)))
     file = settings.home / "landing" / "feedback" / "events" / "2011-04-02.jsonl"
@@ -142,54 +181,23 @@ def test_a_line_that_is_no_event_is_passed_over(settings: Settings) -> None:
     assert [event.event_id for event in EventLog(settings).recent(user_id="u1")] == ["e1"]
 
 
-def test_a_disk_that_is_full_keeps_nothing_of_the_request(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    log = EventLog(settings)
-    log.append(_rows(_event(1)))
-    real, calls = os.write, []
-
-    def full(descriptor: int, content: bytes) -> int:
-        calls.append(len(content))
-        if len(calls) == 2:
-            raise OSError(28, "No space left on device")
-        return real(descriptor, content[: len(content) // 2] if len(calls) == 1 else content)
-
-    monkeypatch.setattr(os, "write", full)  # the first write is short, the second fails
-    with pytest.raises(OSError, match="No space"):
-        log.append(_rows(_event(2), _event(3, event_timestamp="2011-04-01T00:00:00Z")))
-    monkeypatch.undo()
-    assert [row["event_id"] for row in _lines(settings)] == ["e1"]
-    assert [event.event_id for event in log.recent(user_id="u1")] == ["e1"]
-    assert log.append(_rows(_event(2), _event(3, event_timestamp="2011-04-01T00:00:00Z"))) == (2, 0)
-    assert sorted(row["event_id"] for row in _lines(settings)) == ["e1", "e2", "e3"]
-
-
-def test_workers_see_each_others_events_and_none_twice(settings: Settings) -> None:
-    one, other = EventLog(settings), EventLog(settings)
-    one.append(_rows(_event(1)))
-    assert other.recent(user_id="u1") == []
-    other.follow()
-    assert [event.event_id for event in other.recent(user_id="u1")] == ["e1"]
-    assert other.append(_rows(_event(1), _event(2))) == (1, 1)
-    one.append(_rows(_event(2), _event(3)))  # it hadn't followed: it reads on before it writes
-    assert [row["event_id"] for row in _lines(settings)] == ["e1", "e2", "e3"]
-
-
-def test_threads_at_once_lose_nothing(settings: Settings) -> None:
+def test_threads_and_tasks_at_once_lose_nothing(settings: Settings) -> None:
     logs = [EventLog(settings), EventLog(settings)]
-    threads = [
-        threading.Thread(
-            target=lambda part=part: [
-                logs[part % 2].append(_rows(_event(100 * part + n), _event(n))) for n in range(20)
-            ]
-        )
-        for part in range(1, 5)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+
+    async def tasks(part: int) -> list[Appended]:
+        calls = [logs[part % 2].append_async(_rows(_event(100 * part + n), _event(n))) for n in range(20)]
+        return await asyncio.gather(*calls)
+
+    def one_by_one(part: int) -> list[Appended]:
+        return [logs[part % 2].append(_rows(_event(100 * part + n), _event(n))) for n in range(20)]
+
+    with ThreadPoolExecutor(4) as pool:
+        parts = [pool.submit(one_by_one, part) for part in (1, 2)]
+        parts += [pool.submit(asyncio.run, tasks(part)) for part in (3, 4)]
+        appended = [each for part in parts for each in part.result()]
     ids = [row["event_id"] for row in _lines(settings)]
     assert sorted(ids) == sorted({f"e{100 * part + n}" for part in range(5) for n in range(20)})
+    assert (sum(each.accepted for each in appended), sum(each.duplicates for each in appended)) == (100, 60)
 
 
 def test_only_the_newest_days_are_held_and_an_older_one_is_read_when_it_is_written(tmp_path: Path) -> None:
@@ -200,30 +208,3 @@ def test_only_the_newest_days_are_held_and_an_older_one_is_read_when_it_is_writt
     fresh = EventLog(settings)
     assert [event.event_id for event in fresh.recent(user_id="u1")] == ["e4", "e5"]
     assert fresh.append(_rows(_event(1, event_timestamp="2011-03-01T10:00:00Z"))) == (0, 1)
-
-
-def test_every_acknowledged_event_outlives_a_sigkill(settings: Settings) -> None:
-    program = f"""
-import sys
-from datetime import UTC, datetime
-from recflow.serving.feedback import EventLog, judge_events
-from recflow.settings import load_settings
-log = EventLog(load_settings(home={str(settings.home)!r}))
-for n in range(1_000_000):
-    raw = [{{"event_id": f"k{{n}}-{{m}}", "event_type": "view", "user_id": "u", "item_id": "A"}} for m in range(20)]
-    rows, _ = judge_events(raw, now=datetime(2011, 4, 2, tzinfo=UTC), max_future_seconds=0)
-    log.append(rows)
-    sys.stdout.write(f"{{n}}\\n")
-    sys.stdout.flush()
-"""
-    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as writer:
-        assert writer.stdout is not None
-        first = writer.stdout.readline()
-        time.sleep(0.4)
-        writer.send_signal(signal.SIGKILL)
-        acknowledged = [int(line) for line in [first, *writer.stdout.read().splitlines()] if line.strip()]
-    assert len(acknowledged) > 3
-    EventLog(settings)
-    ids = [row["event_id"] for row in _lines(settings)]
-    assert len(ids) == len(set(ids))
-    assert {f"k{n}-{m}" for n in acknowledged for m in range(20)} <= set(ids)

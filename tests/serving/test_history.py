@@ -2,9 +2,12 @@
 
 from datetime import UTC, datetime, timedelta
 
+from hypothesis import given
+from hypothesis import strategies as st
+
 from recflow.serving.feedback import RecentEvent, to_us
 from recflow.serving.history import merge_history
-from recflow.serving.types import SessionEvent
+from recflow.serving.requests import SessionEvent
 from tests.serving.conftest import Row
 
 END = datetime(2011, 4, 1, tzinfo=UTC)
@@ -51,3 +54,55 @@ def test_the_newest_are_kept_and_it_is_said_that_older_ones_are_not() -> None:
     assert (found.item_ids, found.is_cut) == (["S-2", "R"], True)
     assert _merge(_stored(-3, -2), length=2).is_cut  # the store keeps no more than that
     assert not _merge(_stored(-3, -2), length=3).is_cut
+
+
+_EVENT = st.tuples(st.integers(-5, 5), st.sampled_from("AB"), st.sampled_from(["purchase", "view"]))
+_TIMED = st.tuples(
+    st.one_of(st.none(), st.integers(-5, 5)), st.sampled_from("AB"), st.sampled_from(["purchase", "view"])
+)
+
+
+@given(st.lists(_EVENT, max_size=8), st.lists(_EVENT, max_size=6), st.lists(_TIMED, max_size=4), st.integers(1, 12))
+def test_any_three_sources_come_to_one_sorted_history_in_which_known_events_count_once(
+    stored: list[tuple], recent: list[tuple], session: list[tuple], length: int
+) -> None:
+    row = Row(
+        {}, [event[1] for event in stored], [event[2] for event in stored], [_us(event[0]) for event in stored],
+        [float(place) for place in range(len(stored))],
+    )  # fmt: skip
+    before = [list(column) for column in row.__dict__.values() if isinstance(column, list)]
+    found = _merge(
+        row,
+        [
+            RecentEvent(str(place), _us(event[0]), event[1], event[2], 20.0 + place)
+            for place, event in enumerate(recent)
+        ],
+        [
+            SessionEvent(
+                item_id=item_id,
+                event_type=event_type,
+                quantity=40 + place,
+                event_timestamp=None if hours is None else END + timedelta(hours=hours),
+            )
+            for place, (hours, item_id, event_type) in enumerate(session)
+        ],
+        length=length,
+    )
+    # Said again, plainly: stored ones all, others unless something equal came before, those without a time last.
+    events = [(*event, float(place)) for place, event in enumerate(stored)]
+    others = [(*event, 20.0 + place) for place, event in enumerate(recent)]
+    others += [(*event, 40.0 + place) for place, event in enumerate(session) if event[0] is not None]
+    for event in others:
+        if event[:3] not in [each[:3] for each in events]:
+            events.append(event)
+    as_of = max([0, *(event[0] for event in events)])
+    events += [(as_of, *event[1:], 40.0 + place) for place, event in enumerate(session) if event[0] is None]
+    events = sorted(events, key=lambda event: event[0])
+    assert found.as_of_us == _us(as_of)
+    assert list(zip(found.timestamps_us, found.item_ids, found.event_types, found.quantities, strict=True)) == [
+        (_us(event[0]), *event[1:]) for event in events[-length:]
+    ]
+    assert found.is_cut == (max(len(stored), len(recent)) >= length or len(events) > length)
+    assert [list(column) for column in row.__dict__.values() if isinstance(column, list)] == before
+    found.item_ids.append("X")
+    assert len(row.item_ids) == len(stored)  # the reader may keep its row
