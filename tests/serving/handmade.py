@@ -52,6 +52,8 @@ def items() -> pa.Table:
             "category": f"home > {_KINDS[item % 4].split()[1].lower()}",
             "price": None if item == 21 else 1.0 + item,
             "currency": "GBP",
+            "brand": (None, "Acme", "Boreal")[item % 3],
+            "store_id": None if item == 20 else f"S{item % 2}",
             "first_seen": datetime(2011, 1, 1, tzinfo=UTC),
             "active": item != 23,
         }

@@ -1,7 +1,8 @@
 """Batch recommendations are what the endpoint answers for the same users, for all of them at once."""
 
+import asyncio
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -9,17 +10,21 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pydantic import SecretStr
 
-from recflow import featurestore
+from recflow import onlinestore
 from recflow.errors import RecflowError, RegistryError
+from recflow.privacy import check_home, pseudonyms
 from recflow.schema import Days, day_end
+from recflow.serving.answering import Answerer
 from recflow.serving.batch import recommend_batch, write_batch
 from recflow.serving.bundle import load_bundle
 from recflow.serving.feedback import EventLog
 from recflow.serving.online import OnlineStore
+from recflow.serving.placements.campaigns import CampaignCatalogue
 from recflow.serving.recommend import Recommender
-from recflow.serving.types import RecommendRequest
-from recflow.settings import Settings, load_settings
+from recflow.serving.requests import RecommendRequest
+from recflow.settings import PrivacySettings, Settings, load_settings
 from recflow.storage import Storage
 from tests.serving import line_shop
 
@@ -39,7 +44,9 @@ class Shop:
 
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Shop:
-    settings = load_settings(home=tmp_path_factory.mktemp("batch") / "var", serving={"blocked_item_ids": ["20007"]})
+    settings = load_settings(
+        home=tmp_path_factory.mktemp("batch") / "var", serving={"rules": {"blocked_item_ids": ["20007"]}}
+    )
     days = line_shop.prepare(settings)
     return Shop(settings, days, Release("1", line_shop.build(days, settings)))
 
@@ -52,21 +59,22 @@ def _bought(shop: Shop) -> dict[str, set[str]]:
 
 def test_batch_answers_are_the_endpoints(shop: Shop) -> None:
     table = recommend_batch(None, k=5, new_only=False, settings=shop.settings, champion=shop.champion).to_pandas()
-    reader = featurestore.open_reader(shop.settings)
-    store = OnlineStore(lambda: reader, retry_seconds=0, materialized_through=lambda: shop.days.end)
+    reader = onlinestore.open_reader(shop.settings)
+    store = OnlineStore(lambda: reader, retry_seconds=0, budget_seconds=5, materialized_through=lambda: shop.days.end)
     store.follow()
     bundle = load_bundle(shop.champion.folder)
-    recommender = Recommender(bundle, shop.settings, version="1", store=store, event_log=EventLog(shop.settings))
+    recommender = Recommender(bundle, shop.settings, version="1", event_log=EventLog(shop.settings))
+    answerer = Answerer(store, CampaignCatalogue(shop.settings))
     users = sorted(_bought(shop))
     assert table["user_id"].unique().tolist() == users
-    for user_id in users[:20]:
-        answer = recommender.recommend(RecommendRequest(user_id=user_id, k=5))
-        assert answer.fallback is None
-        assert answer.as_of == day_end(shop.days.end)
-        rows = table[table["user_id"] == user_id]
-        assert rows["item_id"].tolist() == [item.item_id for item in answer.items]
+    requests = [RecommendRequest(user_id=user_id, k=5) for user_id in users[:20]]
+    for request, answer in zip(requests, asyncio.run(answerer.answer(requests, recommender)), strict=True):
+        assert answer["fallback"] is None
+        assert datetime.fromisoformat(answer["as_of"]) == day_end(shop.days.end)
+        rows = table[table["user_id"] == request.user_id]
+        assert rows["item_id"].tolist() == [item["item_id"] for item in answer["items"]]
         assert rows["rank"].tolist() == [1, 2, 3, 4, 5]
-        np.testing.assert_allclose(rows["score"], [item.score for item in answer.items], rtol=1e-5)
+        np.testing.assert_allclose(rows["score"], [item["score"] for item in answer["items"]], rtol=1e-5)
 
 
 def test_ids_come_as_in_the_feed_each_once_in_the_order_asked_for(shop: Shop) -> None:
@@ -137,3 +145,26 @@ def test_the_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     with pytest.raises(RecflowError, match=r"folder\.parquet"):
         write_batch(table, tmp_path / "folder.parquet")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["deep", "folder.parquet"]
+
+
+def test_a_shop_asks_with_its_own_ids_where_the_lake_has_pseudonyms(shop: Shop, tmp_path: Path) -> None:
+    settings = shop.settings.model_copy(
+        update={"home": tmp_path / "var", "privacy": PrivacySettings(pseudonym_key=SecretStr("k" * 32))}
+    )
+    check_home(settings)
+    plain, storage = Storage(shop.settings), Storage(settings)
+    for noun, days in (("events", plain.days("events")), ("user_purchase_stats", [shop.days.end])):
+        for day in days:
+            rows = plain.read_partition(noun, day)
+            hidden = pseudonyms(rows["user_id"].combine_chunks(), settings)
+            storage.write_partition(
+                noun, day, rows.set_column(rows.column_names.index("user_id"), "user_id", hidden), {}
+            )
+    users = ["12350.0", "a-stranger", "12346.0", "12350"]
+    asked = {"k": 5, "new_only": False, "champion": shop.champion}
+    found = recommend_batch(users, settings=settings, **asked)
+    expected = recommend_batch(users[:3], settings=shop.settings, **asked)
+    names = pseudonyms(expected["user_id"].combine_chunks(), settings)
+    assert found.equals(expected.set_column(0, "user_id", names))
+    again = recommend_batch(found["user_id"].unique().to_pylist(), settings=settings, **asked)
+    assert again.equals(found)

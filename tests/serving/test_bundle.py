@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from recflow.errors import BundleInvalid, MissingInput, PublishError
 from recflow.models.interactions import top_k
 from recflow.serving import bundle as module
 from recflow.serving.bundle import build_bundle, load_bundle
+from recflow.serving.probe import probe_context
 from recflow.settings import Settings
 from tests.serving import handmade
 from tests.serving.conftest import Built
@@ -54,7 +56,7 @@ def test_twice_built_it_is_byte_for_byte_the_same(built: Built, settings: Settin
 
 def test_it_serves_from_wherever_it_lies(copy: Path, built: Built) -> None:
     moved = load_bundle(copy)
-    context = module._probe_context(built.bundle)
+    context = probe_context(built.bundle)
     np.testing.assert_array_equal(moved.ranker.score(context), built.bundle.ranker.score(context))
 
 
@@ -65,7 +67,7 @@ def test_release_weights_know_the_hold_out_and_hold_out_weights_do_not(built: Bu
 
 
 def test_recorded_answers_are_the_models(built: Built) -> None:
-    scores = built.bundle.ranker.score(module._probe_context(built.bundle))
+    scores = built.bundle.ranker.score(probe_context(built.bundle))
     items, _ = top_k(scores, 10)
     recorded = [row["items"] for row in built.bundle.facts["probe"]]
     assert recorded == [[built.bundle.item_ids[item] for item in row] for row in items]
@@ -73,7 +75,7 @@ def test_recorded_answers_are_the_models(built: Built) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["items.parquet", "model/release/model.safetensors", "encoder.json", "fallback.safetensors"]
+    "name", ["items.parquet", "model/release/model.safetensors", "encoder.json", "tables.safetensors"]
 )
 def test_a_file_that_is_gone_or_altered_is_named(copy: Path, name: str) -> None:
     content = (copy / name).read_bytes()
@@ -100,10 +102,33 @@ def test_another_model_under_right_hashes_fails_the_probe(copy: Path) -> None:
         load_bundle(copy)
 
 
-def test_an_unknown_format_says_which_recflow_wrote_it(copy: Path) -> None:
-    handmade.tamper_json(copy / "bundle.json", format_version=99, code_version="9.9")
-    with pytest.raises(BundleInvalid, match=r"99.*9\.9"):
+@pytest.mark.parametrize("version", [1, 99])  # before there were counts of orders; not written yet
+def test_another_format_says_which_recflow_wrote_it(copy: Path, version: int) -> None:
+    handmade.tamper_json(copy / "bundle.json", format_version=version, code_version="9.9")
+    with pytest.raises(BundleInvalid, match=rf"found {version}\. Publish it again.*\(9\.9\)"):
         load_bundle(copy)
+
+
+def test_the_catalogue_is_in_order_of_item_idx(built: Built) -> None:
+    bundle, rows = built.bundle, handmade.items().to_pylist()
+    assert bundle.item_ids == [row["item_id"] for row in rows]
+    assert bundle.shown_prices == [row["price"] for row in rows]
+    assert bundle.is_active.tolist() == [row["active"] for row in rows]
+    assert bundle.in_categories(["home"]).all()
+    assert bundle.in_categories(["home > mug"]).tolist() == [row["category"] == "home > mug" for row in rows]
+    assert bundle.of_brands(["Acme", "Boreal"]).tolist() == [row["brand"] is not None for row in rows]
+    assert bundle.of_stores(["S1"]).tolist() == [row["store_id"] == "S1" for row in rows]
+    assert set(bundle.top_category_code.tolist()) == {bundle.category_codes.code["home"]}
+    assert bundle.price_level[[0, 22, 21]].tolist() == [0, 4, -1]
+
+
+def test_new_is_what_has_no_event_or_was_first_seen_lately(built: Built) -> None:
+    bundle = built.bundle
+    assert not bundle.is_new(89).any()  # all were first seen on 2011-01-01: day 90 of those that end with 2011-03-31
+    assert bundle.is_new(90).all()
+    events = bundle.tables.events
+    unseen = replace(bundle, tables=replace(bundle.tables, events=np.where(np.arange(24) == 5, 0, events)))
+    assert np.flatnonzero(unseen.is_new(0)).tolist() == [5]
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", "{", "null"])

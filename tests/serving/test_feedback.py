@@ -208,3 +208,10 @@ def test_only_the_newest_days_are_held_and_an_older_one_is_read_when_it_is_writt
     fresh = EventLog(settings)
     assert [event.event_id for event in fresh.recent(user_id="u1")] == ["e4", "e5"]
     assert fresh.append(_rows(_event(1, event_timestamp="2011-03-01T10:00:00Z"))) == (0, 1)
+
+
+def test_an_event_of_a_thousand_unknown_fields_names_ten_of_them() -> None:
+    raw = {"event_type": "view", "user_id": "u", "item_id": "i"} | {f"x{number}": 1 for number in range(1000)}
+    rows, rejected = judge_events([raw], now=datetime(2026, 1, 1, tzinfo=UTC), max_future_seconds=0)
+    assert rows == []
+    assert [error["path"] for error in rejected[0]["errors"]] == [f"x{number}" for number in range(10)]

@@ -10,12 +10,11 @@ from prometheus_client import REGISTRY
 from recflow.errors import RegistryError
 from recflow.serving.bundle import Bundle
 from recflow.serving.feedback import EventLog
-from recflow.serving.online import OnlineStore
 from recflow.serving.recommend import Recommender
 from recflow.serving.slot import ModelSlot
 from recflow.settings import Settings
 from tests.serving import handmade
-from tests.serving.conftest import Built, FakeReader
+from tests.serving.conftest import Built
 
 
 @dataclass(frozen=True)
@@ -30,6 +29,7 @@ class FakeRegistry:
     def __init__(self) -> None:
         self.release: Release | None = None
         self.broken: Exception | None = None
+        self.at_odds = False  # its versions with the settings
         self.fetched = 0
 
     def version(self) -> str | None:
@@ -48,10 +48,11 @@ def registry() -> FakeRegistry:
 
 
 @pytest.fixture
-def slot(registry: FakeRegistry, reader: FakeReader, event_log: EventLog, settings: Settings) -> ModelSlot:
+def slot(registry: FakeRegistry, event_log: EventLog, settings: Settings) -> ModelSlot:
     def recommender(bundle: Bundle, version: str) -> Recommender:
-        store = OnlineStore(lambda: reader, retry_seconds=0)
-        return Recommender(bundle, settings, version=version, store=store, event_log=event_log)
+        if registry.at_odds:
+            raise ValueError("a rule names what the catalogue doesn't have")
+        return Recommender(bundle, settings, version=version, event_log=event_log)
 
     return ModelSlot(champion_version=registry.version, champion=registry.champion, recommender=recommender)
 
@@ -115,3 +116,40 @@ def test_a_registry_that_is_away_changes_nothing(slot: ModelSlot, registry: Fake
     registry.broken = None
     assert slot.refresh() is True
     assert slot.current.version == "2"
+
+
+def test_a_version_that_no_recommender_can_be_made_of_is_refused_once(
+    slot: ModelSlot, registry: FakeRegistry, built: Built
+) -> None:
+    _move(registry, "1", built.folder)
+    slot.refresh()
+    registry.at_odds = True
+    _move(registry, "2", built.folder)
+    assert [slot.refresh(), slot.refresh()] == [False, False]
+    assert (slot.current.version, registry.fetched) == ("1", 2)
+
+
+def test_it_says_what_it_cannot_follow_until_it_can(
+    slot: ModelSlot, registry: FakeRegistry, built: Built, broken: Path
+) -> None:
+    _move(registry, "1", built.folder)
+    slot.refresh()
+    assert (slot.refusal, slot.complaint) == (None, None)
+    registry.broken = RegistryError("away")
+    slot.refresh()
+    assert "RegistryError" in slot.complaint
+    registry.broken = None
+    slot.refresh()
+    assert slot.complaint is None
+    _move(registry, "2", broken)
+    slot.refresh()
+    assert slot.refusal == "version 2 is refused; the log says why"
+    _move(registry, "1", built.folder)  # rolled back to what is served
+    slot.refresh()
+    assert slot.refusal is None
+    _move(registry, "2", broken)  # and tried again: it may have been mended
+    slot.refresh()
+    assert slot.refusal is not None
+    _move(registry, "3", built.folder)
+    slot.refresh()
+    assert (slot.refusal, slot.current.version) == (None, "3")

@@ -16,9 +16,11 @@ from recflow.console import log
 from recflow.errors import MissingInput, RecflowError, RegistryError
 from recflow.models.context import EventColumns, assemble
 from recflow.models.interactions import PURCHASE, top_k
+from recflow.privacy import check_home, pseudonyms
 from recflow.schema import EVENT_TYPES, HISTORY_EVENT_TYPES, day_end
 from recflow.serving.bundle import Bundle, load_bundle
 from recflow.serving.feedback import to_us
+from recflow.serving.rules import Rules
 from recflow.settings import Settings
 from recflow.storage import Release, Storage
 
@@ -45,7 +47,8 @@ def recommend_batch(
     what is popular. Items that aren't offered, or that the settings block, are never recommended.
 
     Args:
-        users: ids as in the feed, each answered once in this order; None: every user of the lake.
+        users: ids as in the feed, each answered once in this order; None: every user of the lake. Where ids are
+            pseudonyms, those of the feed or pseudonyms; the answers have pseudonyms.
         k: items a user; fewer where the catalogue has no more.
         new_only: leave out what the user ever bought, however long ago.
         settings: where the lake is.
@@ -55,16 +58,17 @@ def recommend_batch(
         RegistryError: there is no champion.
         BundleInvalid: its bundle is incomplete or altered.
     """
+    check_home(settings)
     if champion is None:
         raise RegistryError("There is no champion to recommend from. Run `recflow line` or publish a version first.")
     bundle = load_bundle(champion.folder)
     lake = _read_lake(Storage(settings), bundle)
-    wanted = lake.user_ids if users is None else pa.array(dict.fromkeys(users), pa.string())
+    wanted = lake.user_ids if users is None else pseudonyms(pa.array(users, pa.string()), settings).unique()
     places = _places(wanted, lake.user_ids)
     unknown = int((places < 0).sum())
     if unknown:
         log.info("%d of %d users aren't in the lake; they get what is popular", unknown, len(places))
-    hidden = _hidden(bundle, settings)
+    hidden = ~Rules.of(bundle, settings.serving.rules).showable()
     items, scores = [], []
     for start in range(0, len(places), _CHUNK):
         chunk = places[start : start + _CHUNK]
@@ -133,12 +137,6 @@ def _recommend_chunk(
             bought = lake.events.event_type[events] == PURCHASE
             exclude[rows[bought], lake.events.item_idx[events[bought]]] = True
     return top_k(scores, k, exclude=exclude)
-
-
-def _hidden(bundle: Bundle, settings: Settings) -> NDArray[np.bool_]:  # (V,)
-    hidden = ~bundle.is_active
-    hidden[[bundle.item_index[item] for item in settings.serving.blocked_item_ids if item in bundle.item_index]] = True
-    return hidden
 
 
 def _read_lake(storage: Storage, bundle: Bundle) -> _Lake:

@@ -7,8 +7,9 @@
         model/holdout/            weights that never saw the hold-out: what a later champion's test may need
         encoder.json              raw features -> the model's inputs
         item_features.safetensors (V, G) encoded, as of the end of `until`
-        fallback.safetensors      counts of customers, see `tables`
+        tables.safetensors        counts of customers, orders and days, see `tables`
         vectors.safetensors       (V, D) titles as vectors
+        index/                    what finds candidates, see `retrieval.dense`; only of a catalogue that is large enough
 
 No file is executed when it is read: JSON, Parquet, safetensors.
 """
@@ -16,6 +17,7 @@ No file is executed when it is read: JSON, Parquet, safetensors.
 import hashlib
 import json
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from functools import cached_property
@@ -25,25 +27,29 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from recflow.errors import BundleInvalid, MissingInput, PublishError, RecflowError
+from recflow.models.attribution import Factored
 from recflow.models.catalog import load_ranker
 from recflow.models.dataset import TrainingSet
 from recflow.models.features import Encoders
-from recflow.models.interactions import PURCHASE, Context, Ranker, top_k
+from recflow.models.interactions import Ranker
+from recflow.retrieval.dense import Index, ListIndex, build_index, load_index
 from recflow.schema import day_end
-from recflow.serving.tables import Tables, build_tables
+from recflow.serving.catalogue import Codes, price_levels
+from recflow.serving.counting import build_tables
+from recflow.serving.probe import check_probe, record_probe
+from recflow.serving.tables import Tables
 from recflow.settings import Settings
 from recflow.storage import Artifact, Storage
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _FACTS = "bundle.json"
-_PROBE_K = 10
-_PROBE_HISTORY = 5  # items of a made-up history
-# Of another processor's arithmetic; a wrong or damaged model is off by far more. Relative to the spread of scores.
-_PROBE_TOLERANCE = 1e-3
+_DAY_US = 86_400_000_000
+_TUNED_ON = 500  # shoppers whose queries the index is tuned on: their recall's standard error is below 0.002
 
 
 @dataclass(frozen=True)
@@ -58,6 +64,7 @@ class Bundle:
     item_features: NDArray[np.float32]  # (V, G) encoded
     tables: Tables
     vectors: NDArray[np.float32]  # (V, D) of length 1; zeros without a title
+    index: Index | None = None  # None: every item is scored for every request
 
     @property
     def until(self) -> date:
@@ -75,8 +82,15 @@ class Bundle:
         return int(self.facts["history_length"])
 
     @cached_property
+    def user_features(self) -> frozenset[str]:
+        """Return the raw features of a user that the model reads."""
+        return frozenset(self.facts["user_features"])
+
+    # -- the catalogue, in order of item_idx
+
+    @cached_property
     def item_ids(self) -> list[str]:
-        """Return the items in order of item_idx."""
+        """Return the items."""
         ids: list[str] = self.items["item_id"].to_pylist()
         return ids
 
@@ -87,7 +101,7 @@ class Bundle:
 
     @cached_property
     def titles(self) -> list[str | None]:
-        """Return the titles in order of item_idx."""
+        """Return the titles."""
         titles: list[str | None] = self.items["title"].to_pylist()
         return titles
 
@@ -97,20 +111,78 @@ class Bundle:
         return np.asarray(self.items["price"].to_numpy(), dtype=np.float64)
 
     @cached_property
+    def shown_prices(self) -> list[float | None]:
+        """Return the prices as an answer gives them."""
+        prices: list[float | None] = self.items["price"].to_pylist()
+        return prices
+
+    @cached_property
     def currencies(self) -> list[str | None]:
-        """Return the currencies in order of item_idx."""
+        """Return the currencies."""
         currencies: list[str | None] = self.items["currency"].to_pylist()
         return currencies
 
     @cached_property
-    def categories(self) -> NDArray[np.str_]:  # (V,) empty where there is none
-        """Return the categories, coarse to fine, in order of item_idx."""
-        return np.array([category or "" for category in self.items["category"].to_pylist()], dtype=np.str_)
-
-    @cached_property
     def is_active(self) -> NDArray[np.bool_]:  # (V,)
         """Return which items the catalogue offers; unknown counts as offered."""
-        return np.array([active is not False for active in self.items["active"].to_pylist()], dtype=bool)
+        return np.asarray(pc.fill_null(self.items["active"], True).to_numpy(), bool)
+
+    @cached_property
+    def price_level(self) -> NDArray[np.int8]:  # (V,) 0 cheapest to 4; -1 where the price is unknown
+        """Return the fifth of its category's prices that an item is in, see `catalogue.price_levels`."""
+        return price_levels(self.prices, Codes.of(self.items["currency"]).of_item, self.top_category_code)
+
+    @cached_property
+    def first_seen_day(self) -> NDArray[np.int32]:  # (V,) days since 1970-01-01 (UTC); -1 where unknown
+        """Return the day on which the catalogue first had the item."""
+        days = self.items["first_seen"].cast(pa.int64()).to_numpy() // _DAY_US
+        return np.where(np.isnan(days), -1, days).astype(np.int32)
+
+    def first_seen_lately(self, days: int) -> NDArray[np.bool_]:  # (V,)
+        """Return which items came in the last `days` of data."""
+        until_day = int(np.datetime64(self.until, "D").astype(np.int64))
+        return np.asarray(self.first_seen_day > until_day - days, bool)
+
+    def is_new(self, days: int) -> NDArray[np.bool_]:  # (V,)
+        """Return which items the model can't know well: without any event, or first seen in the last `days` of data."""
+        return np.asarray((self.tables.events == 0) | self.first_seen_lately(days), bool)
+
+    @cached_property
+    def category_codes(self) -> Codes:
+        """Return the categories as codes: what is below one has codes within its range."""
+        return Codes.of_tree(self.items["category"])
+
+    @cached_property
+    def brand_codes(self) -> Codes:
+        """Return the brands as codes."""
+        return Codes.of(self.items["brand"])
+
+    @cached_property
+    def store_codes(self) -> Codes:
+        """Return the stores as codes."""
+        return Codes.of(self.items["store_id"])
+
+    @property
+    def has_categories(self) -> bool:
+        """Return whether any item has a category."""
+        return bool(self.category_codes.names)
+
+    @cached_property
+    def top_category_code(self) -> NDArray[np.int32]:  # (V,) -1 where there is none
+        """Return the code of each item's coarsest category."""
+        return self.category_codes.coarsest()
+
+    def in_categories(self, names: Iterable[str]) -> NDArray[np.bool_]:  # (V,)
+        """Return which items are in one of the categories or in one below it."""
+        return self.category_codes.mask(names)
+
+    def of_brands(self, names: Iterable[str]) -> NDArray[np.bool_]:  # (V,)
+        """Return which items are of one of the brands."""
+        return self.brand_codes.mask(names)
+
+    def of_stores(self, store_ids: Iterable[str]) -> NDArray[np.bool_]:  # (V,)
+        """Return which items are sold by one of the stores."""
+        return self.store_codes.mask(store_ids)
 
 
 def build_bundle(until: date, settings: Settings) -> Artifact:
@@ -147,8 +219,9 @@ def build_bundle(until: date, settings: Settings) -> Artifact:
             "verdict": {"passed": True, "sentences": verdict["sentences"], "rules": verdict.get("rules", [])},
             "tables": _write_arrays(training, folder, settings),
         }
+        facts |= _write_index(training, folder, settings)
         facts["files"] = _hashes(folder)
-        facts["probe"] = _record_probe(_load(folder, facts))
+        facts["probe"] = record_probe(_load(folder, facts))
         (folder / _FACTS).write_text(json.dumps(facts, indent=1, sort_keys=True, default=str) + "\n", encoding="utf-8")
         manifest |= {key: facts[key] for key in ("until", "candidate", "model_class", "format_version", "metrics")}
     return Artifact(str(storage.folder("bundles", name)), manifest)
@@ -173,7 +246,8 @@ def load_bundle(folder: Path) -> Bundle:
     try:
         _check_files(folder, facts["files"])
         bundle = _load(folder, facts)
-        _check_probe(bundle)
+        check_probe(bundle)
+        _prepare(bundle)
     except RecflowError:
         raise
     except Exception as error:  # broken files are met in ways that can't be listed
@@ -208,19 +282,41 @@ def _write_arrays(training: TrainingSet, folder: Path, settings: Settings) -> di
     save_file({"item_features": np.ascontiguousarray(features)}, folder / "item_features.safetensors")
     vectors = title_vectors(items["title"].to_pylist(), encoder=settings.training.text_encoder)
     save_file({"vectors": np.ascontiguousarray(vectors)}, folder / "vectors.safetensors")
-    purchases = training.interactions().purchases()
-    since = purchases.until - np.timedelta64(settings.serving.popularity_days, "D")
+    serving = settings.serving
     tables = build_tables(
-        purchases.user_idx,
-        purchases.item_idx,
-        purchases.timestamp >= since,
+        training.interactions(),
         training.users["country"].to_numpy(),
-        n_items=purchases.n_items,
-        window_days=settings.serving.popularity_days,
-        n_neighbours=settings.serving.neighbours,
-        min_customers=settings.serving.min_customers_together,
+        window_days=serving.popularity_days,
+        n_neighbours=serving.neighbours,
+        min_customers=serving.min_customers_together,
+        min_orders=serving.min_orders_together,
+        min_country_buyers=serving.min_country_buyers,
+        max_countries=serving.max_countries,
     )
-    return tables.save(folder / "fallback.safetensors")
+    return tables.save(folder / "tables.safetensors")
+
+
+def _write_index(training: TrainingSet, folder: Path, settings: Settings) -> dict[str, Any]:
+    """Index the items of a large catalogue whose model can be searched; return what `bundle.json` says of it."""
+    serving, ranker = settings.serving, load_ranker(folder / "model" / "release")
+    if len(training.items) < serving.exact_below_items or not isinstance(ranker, Factored):
+        return {}
+    features = _load_item_features(folder)
+    rows = training.holdout_rows()
+    rows = rows[np.linspace(0, len(rows) - 1, min(len(rows), _TUNED_ON)).astype(np.int64)]
+    context = training.context(rows, Encoders.load(folder / "encoder.json"), item_features=features)
+    index = build_index(
+        ranker.item_vectors(features),
+        ranker.rank(context).queries,
+        exact_below=serving.exact_below_items,
+        recall=serving.index_recall,
+    )
+    if not isinstance(index, ListIndex):
+        return {}
+    (folder / "index").mkdir()
+    index.save(folder / "index")
+    facts = {"exact_below": serving.exact_below_items, "recall": round(index.recall, 4)}
+    return {"index": facts | {"lists": index.n_lists, "lists_read": index.n_read}}
 
 
 def _hashes(folder: Path) -> dict[str, str]:
@@ -253,61 +349,32 @@ def _check_files(folder: Path, expected: dict[str, str]) -> None:
 def _load(folder: Path, facts: dict[str, Any]) -> Bundle:
     from safetensors.numpy import load_file
 
+    ranker, item_features, index = load_ranker(folder / "model" / "release"), _load_item_features(folder), None
+    if "index" in facts and isinstance(ranker, Factored):
+        vectors = ranker.item_vectors(item_features)
+        index = load_index(folder / "index", vectors, exact_below=facts["index"]["exact_below"])
     return Bundle(
         folder=folder,
         facts=facts,
-        items=pq.read_table(folder / "items.parquet"),
-        ranker=load_ranker(folder / "model" / "release"),
+        items=pq.ParquetFile(folder / "items.parquet").read(),  # read_table imports datasets first: half a second
+        ranker=ranker,
         encoders=Encoders.load(folder / "encoder.json"),
-        item_features=load_file(folder / "item_features.safetensors")["item_features"],
-        tables=Tables.load(folder / "fallback.safetensors", facts["tables"]),
+        item_features=item_features,
+        tables=Tables.load(folder / "tables.safetensors", facts["tables"]),
         vectors=load_file(folder / "vectors.safetensors")["vectors"],
+        index=index,
     )
 
 
-# -- probe
+def _load_item_features(folder: Path) -> NDArray[np.float32]:  # (V, G)
+    from safetensors.numpy import load_file
+
+    features: NDArray[np.float32] = load_file(folder / "item_features.safetensors")["item_features"]
+    return features
 
 
-def _probe_context(bundle: Bundle) -> Context:
-    """Make up four shoppers: a stranger, and buyers of the most, the middling and the least bought items."""
-    n_items, length = len(bundle.item_ids), bundle.history_length
-    by_sales = np.argsort(-bundle.tables.customers, kind="stable").astype(np.int32)
-    n_own = min(_PROBE_HISTORY, n_items, length)
-    starts = (0, (n_items - n_own) // 2, n_items - n_own)
-    items = np.zeros((1 + len(starts), length), dtype=np.int32)
-    for row, start in enumerate(starts, start=1):
-        items[row, length - n_own :] = by_sales[start : start + n_own] + 1  # +1: 0 is padding
-    filled = items > 0
-    return Context(
-        items=items,
-        ages_days=np.where(filled, np.arange(length, 0, -1, dtype=np.float32), 0).astype(np.float32),
-        event_types=np.where(filled, PURCHASE, 0).astype(np.int8),
-        quantities=filled.astype(np.float32),
-        user_features=np.zeros((len(items), bundle.encoders.user.width), dtype=np.float32),
-        item_features=bundle.item_features,
-    )
-
-
-def _record_probe(bundle: Bundle) -> list[dict[str, Any]]:
-    items, scores = top_k(bundle.ranker.score(_probe_context(bundle)), _PROBE_K)
-    return [
-        {"items": [bundle.item_ids[item] for item in row], "scores": [float(score) for score in row_scores]}
-        for row, row_scores in zip(items, scores, strict=True)
-    ]
-
-
-def _check_probe(bundle: Bundle) -> None:
-    """Compare by scores: two items that close together may change places on another processor."""
-    scores = bundle.ranker.score(_probe_context(bundle))
-    for row, recorded in enumerate(bundle.facts["probe"]):
-        expected = np.array(recorded["scores"], dtype=np.float32)
-        found = scores[row, [bundle.item_index[item_id] for item_id in recorded["items"]]]
-        best = top_k(scores[row : row + 1], len(expected))[1][0]
-        allowed = _PROBE_TOLERANCE * max(1.0, float(np.abs(expected).max(initial=0)))
-        # Written so that NaN fails.
-        if not (np.abs(found - expected) <= allowed).all() or not (np.abs(best - expected) <= allowed).all():
-            raise BundleInvalid(
-                f"Bundle {bundle.folder}: probe {row} expected {recorded['items']} with scores "
-                f"{np.round(expected, 4).tolist()}, found {np.round(found, 4).tolist()}. The model isn't the one that "
-                "was published; publish it again or roll back."
-            )
+def _prepare(bundle: Bundle) -> None:
+    """Compute what is computed on first use: no answer shall wait for it."""
+    for name, member in vars(Bundle).items():
+        if isinstance(member, cached_property):
+            getattr(bundle, name)

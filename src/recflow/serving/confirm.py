@@ -1,4 +1,4 @@
-"""A promotion isn't done before the endpoint answers from it."""
+"""A promotion isn't done before every worker of the endpoint answers from it."""
 
 import time
 
@@ -11,7 +11,7 @@ _ASK_AGAIN_SECONDS = 0.5
 
 
 def confirm_served(version: str, settings: Settings) -> Artifact:
-    """Ask the endpoint at the settings' host and port until it answers from a version.
+    """Ask the endpoint at the settings' host and port until all its workers answer from a version.
 
     Where nothing listens there is nothing to confirm: the version is served as soon as an endpoint starts.
 
@@ -22,21 +22,20 @@ def confirm_served(version: str, settings: Settings) -> Artifact:
 
     address = f"http://{settings.serving.host}:{settings.serving.port}"
     deadline = time.monotonic() + settings.serving.confirm_seconds
-    served: str | None = None
     while True:
         try:
-            answer = httpx.get(f"{address}/v1/model", timeout=2.0)
-            served = str(answer.json().get("model_version")) if answer.is_success else f"status {answer.status_code}"
+            served = httpx.get(f"{address}/readyz", timeout=2.0).json()["versions_served"]  # no key is needed for it
         except httpx.ConnectError:
             log.info("No endpoint listens at %s; version %s is served as soon as one starts.", address, version)
             return Artifact(address, {"version": version, "served": False})
-        except (httpx.HTTPError, ValueError) as error:
-            served = f"no answer ({type(error).__name__})"
-        if served == version:
+        except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
+            served = [f"no answer ({type(error).__name__})"]
+        if served == [version]:
             return Artifact(address, {"version": version, "served": True})
         if time.monotonic() > deadline:
             raise PublishError(
                 f"Endpoint {address}: expected version {version} within {settings.serving.confirm_seconds} s, found "
-                f"{served}. The alias is moved; see the endpoint's log for why it refused the bundle, or roll back."
+                f"{' and '.join(served) or 'none'}. The alias is moved; see the endpoint's log for why it refused the "
+                "bundle, or roll back."
             )
         time.sleep(_ASK_AGAIN_SECONDS)

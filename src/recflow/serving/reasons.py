@@ -1,27 +1,33 @@
-"""Why an item stands in a list: true statements from the shop's history, with the figures that they rest on.
+"""Why an item stands in a list: what weighed most in its score, said as a true statement with the figures behind it.
 
-Per item the first that holds, in the order of how much it says about this shopper:
+A score is taken apart by `models.attribution`: what the events of each item of the history add to it, and the rest.
 
-1. the shopper bought it before;
-2. customers who bought an item of the shopper's history bought it too, a larger share of them than of all buyers
-   (or of the country's) did: by the share, P(item | item of the history);
-3. its title is like that of an item of the shopper's history (cosine of the text vectors);
-4. it is popular in the shopper's country, then in the whole shop: among the tenth of the sold items with most buyers;
-5. so many customers bought it; 6. it is in the catalogue.
+- Where the history weighs more than the rest, as a whole or one item of it alone, that item of it is named which
+  weighs most. The item itself: when the shopper bought it, or looked at it. Another one: how many of its customers
+  bought this too; where that says nothing, that the titles are alike; else only that it weighed most.
+- Where the rest weighs more: that the item is popular in the shopper's country, then in the whole shop; that it is new;
+  that so many customers bought it; that it is in the catalogue.
+
+Letters as in `models.interactions`; M pairs of an item shown and an item of the history.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
+from functools import lru_cache
+from itertools import pairwise
+from typing import NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from recflow.models.context import EventColumns
-from recflow.models.interactions import PURCHASE
+from recflow.models.context import Timelines
 from recflow.schema import EVENT_TYPES
+from recflow.serving.answers import Reason
+from recflow.serving.bundle import Bundle
 from recflow.serving.tables import Tables
-from recflow.serving.types import Reason
+from recflow.serving.weights import Weights
+from recflow.settings import ServingSettings
 
 _POPULAR_SHARE = 0.1  # of the items sold in the window: what a shop would call its bestsellers
 _VERBS = {  # what says most comes first: who bought and then viewed has bought
@@ -31,188 +37,280 @@ _VERBS = {  # what says most comes first: who bought and then viewed has bought
     "view": "viewed",
     "return": "returned",
 }
+_PURCHASE, _CART, _RETURN = 0, 1, 4  # places in `_VERBS`
+_DONE = np.array([list(_VERBS).index(name) if name in _VERBS else -1 for name in EVENT_TYPES])  # event type -> place
+_VERB = list(_VERBS.values())
+
+# A habit: bought on three days or more, the gaps between them deviate from their mean by at most half of it, and the
+# last is no longer ago than two of them. With two days there is one gap, and nothing to say that it will come again.
+_HABIT_DAYS = 3
+_HABIT_DEVIATION = 0.5
+_HABIT_OVERDUE = 2.0
+
+_DAY_US = 86_400_000_000
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_EPOCH_DAY = date(1970, 1, 1).toordinal()
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What reasons are looked up in: the bundle's tables and titles."""
+    """What reasons are looked up in: the bundle's tables, titles and days."""
 
     tables: Tables
+    is_popular: NDArray[np.bool_]  # (1 + C, V) in the whole shop, then in each country of the tables
     vectors: NDArray[np.float32]  # (V, D) of length 1; zeros where there is no title
-    titles: Sequence[str | None]  # (V,)
+    names: Sequence[str]  # (V,) titles, or ids where there is none
     item_ids: Sequence[str]  # (V,)
+    first_seen_day: NDArray[np.int32]  # (V,) days since 1970-01-01 (UTC)
+    is_new: NDArray[np.bool_]  # (V,) first seen lately
     until: str  # the last day of data in the tables
     min_customers: int
     min_title_similarity: float
 
-    def name(self, item: int) -> str:
-        """Return the item's title, or its id where it has none."""
-        return self.titles[item] or self.item_ids[item]
+    @classmethod
+    def of(cls, bundle: Bundle, settings: ServingSettings) -> Self:
+        """Take what a bundle has."""
+        return cls(
+            tables=bundle.tables,
+            is_popular=popular_items(bundle.tables, min_customers=settings.min_customers_together),
+            vectors=bundle.vectors,
+            names=[title or item_id for title, item_id in zip(bundle.titles, bundle.item_ids, strict=True)],
+            item_ids=bundle.item_ids,
+            first_seen_day=bundle.first_seen_day,
+            is_new=bundle.first_seen_lately(settings.new_days),
+            until=str(bundle.until),
+            min_customers=settings.min_customers_together,
+            min_title_similarity=settings.min_title_similarity,
+        )
+
+
+def popular_items(tables: Tables, *, min_customers: int) -> NDArray[np.bool_]:  # (1 + C, V)
+    """Return which items a tenth of the sold items at most are bought more than, in the shop and in each country."""
+    counts = np.vstack([tables.popularity, tables.country_popularity])
+    n_popular = np.ceil(_POPULAR_SHARE * (counts > 0).sum(axis=1)).astype(np.int64)  # (1 + C,)
+    last = np.take_along_axis(-np.sort(-counts, axis=1), np.maximum(n_popular - 1, 0)[:, None], axis=1)
+    return np.asarray((counts >= np.maximum(last, min_customers)) & (n_popular > 0)[:, None], bool)
 
 
 def explain(
-    items: NDArray[np.int32],  # (K,) item_idx of the list
-    history: EventColumns,
-    country: str | None,
+    items: NDArray[np.int32],  # (B, K) item_idx of the lists; -1 where one is shorter
+    weights: Weights,
+    timelines: Timelines,
     *,
+    countries: Sequence[str | None],  # (B,) the shoppers', where they are known
+    moments_us: Sequence[int],  # (B,) of the answers, microseconds since 1970 (UTC)
+    are_cut: Sequence[bool],  # (B,) older events may exist: counts of own purchases are lower bounds
     evidence: Evidence,
-    is_cut: bool = False,
-) -> list[Reason]:
-    """Return a reason for each item of a list.
-
-    Args:
-        items: the list.
-        history: the shopper's events with items of the catalogue, oldest first.
-        country: the shopper's, where it is known.
-        evidence: what the statements are looked up in.
-        is_cut: older events of the shopper may exist: counts of own purchases are lower bounds.
-    """
-    tables = evidence.tables
-    row = tables.country_index(country)
-    in_country = None if row is None else tables.country_popularity[row]
-    together = _together(items, history, tables)
-    alike = _alike(items, history, evidence.vectors)
-    reasons = []
-    for position, item in enumerate(items.tolist()):
-        general = int(tables.popularity[item]) / max(int(tables.buyers[0]), 1)
-        local = general if row is None or in_country is None else in_country[item] / tables.country_buyers[row]
-        other, customers = together[position]
-        share = customers / max(int(tables.customers[other]), 1)
-        near, cosine = alike[position]
-        reasons.append(
-            _bought_before(item, history, is_cut=is_cut)
-            or (_bought_together(other, customers, share, history, evidence) if share > max(general, local) else None)
-            or (
-                _similar_title(near, cosine, history, evidence)
-                if near != item and cosine >= evidence.min_title_similarity
-                else None
-            )
-            or _popular(item, in_country, row, country, evidence)
-            or _known(item, evidence)
-        )
+) -> list[list[Reason]]:
+    """Return a reason for each item of each list."""
+    column = weights.by_event.argmax(axis=2)  # (B, K)
+    top = np.take_along_axis(weights.by_event, column[..., None], axis=2)[..., 0]
+    source = np.take_along_axis(timelines.items, column, axis=1) - 1  # -1: padding
+    is_named = (np.maximum(weights.history, top) > weights.rest) & (top > 0) & (source >= 0) & (items >= 0)
+    source = np.where(is_named, source, -1)
+    links = _links(items, source, evidence)
+    events = ((timelines.items - 1) * len(_VERBS) + _DONE[timelines.event_types]).tolist()  # item and what was done
+    moments, first = timelines.timestamps_us.tolist(), (timelines.items > 0).argmax(axis=1).tolist()
+    reasons: list[list[Reason]] = []
+    for row, (shown, sources) in enumerate(zip(items.tolist(), source.tolist(), strict=True)):
+        start = first[row]  # before it is padding
+        done_with = _done_with(events[row][start:], moments[row][start:], today=moments_us[row] // _DAY_US)
+        country, country_row = countries[row], evidence.tables.country_index(countries[row])
+        said: list[Reason] = []
+        for place, (item, other) in enumerate(zip(shown, sources, strict=True)):
+            reason = None
+            if other == item >= 0:
+                reason = _of_itself(done_with(item), is_cut=are_cut[row])
+            elif other >= 0:
+                reason = _of_another(other, done_with(other), *links[row, place], evidence)
+            if item >= 0:
+                said.append(reason or _of_item(item, country, country_row, evidence))
+        reasons.append(said)
     return reasons
 
 
-def _bought_before(item: int, history: EventColumns, *, is_cut: bool) -> Reason | None:
-    # Lines of one order share its moment: two lines of it are one purchase to the shopper.
-    own = np.unique(history.timestamp_us[(history.item_idx == item) & (history.event_type == PURCHASE)])
-    if not len(own):
+def item_reasons(items: NDArray[np.int32], country: str | None, *, evidence: Evidence) -> list[Reason]:
+    """Say of each item what is true whoever looks."""
+    row = evidence.tables.country_index(country)
+    return [_of_item(item, country, row, evidence) for item in items.tolist()]
+
+
+# -- what leans on the history
+
+
+class _Done(NamedTuple):
+    """What a shopper did with an item of the history."""
+
+    what: int  # the most telling, place in `_VERBS`
+    moments_us: list[int]  # when it was done, each moment once, oldest first: lines of one order are one purchase
+    days_ago: int  # the last time, by the calendar (UTC)
+
+
+def _done_with(events: list[int], moments_us: list[int], *, today: int) -> Callable[[int], _Done]:
+    """Index one shopper's events; return a function that says what was done with an item of the history.
+
+    Args:
+        events: item_idx * 5 + what was done, place in `_VERBS`; oldest first.
+        moments_us: when, microseconds since 1970 (UTC).
+        today: the day of the answer, days since 1970 (UTC).
+    """
+    found: dict[int, list[int]] = {}
+    for event, moment in zip(events, moments_us, strict=True):
+        found.setdefault(event, []).append(moment)
+
+    def look_up(item: int) -> _Done:
+        first = item * len(_VERBS)
+        event = next(event for event in range(first, first + len(_VERBS)) if event in found)
+        moments = list(dict.fromkeys(found[event]))
+        return _Done(event - first, moments, today - moments[-1] // _DAY_US)
+
+    return look_up
+
+
+def _links(
+    items: NDArray[np.int32],  # (B, K)
+    source: NDArray[np.int32],  # (B, K) the item named, -1 for none
+    evidence: Evidence,
+) -> dict[tuple[int, int], tuple[int, float]]:  # by row and place
+    """Look up the pairs of an item shown and another one that weighed most in it.
+
+    Returns:
+        How many customers bought both, 0 where that says nothing, and the cosine of the titles, 0 where it isn't asked.
+    """
+    tables = evidence.tables
+    rows, places = np.nonzero((source >= 0) & (source != items))
+    shown, other = items[rows, places], source[rows, places]  # (M,)
+    # A pair may be kept from one side only.
+    one = np.where(tables.neighbours[other] == shown[:, None], tables.neighbour_customers[other], 0)
+    two = np.where(tables.neighbours[shown] == other[:, None], tables.neighbour_customers[shown], 0)
+    both = np.maximum(one.max(axis=1, initial=0), two.max(axis=1, initial=0))
+    # Its customers are to buy the item shown more than customers do anyway.
+    by_chance = tables.customers[shown] * (tables.customers[other] / max(int(tables.all_customers[0]), 1))
+    both = np.where((both > by_chance) & (both >= evidence.min_customers), both, 0)
+    cosines = np.zeros(len(both), np.float32)
+    bare = np.flatnonzero(both == 0)
+    cosines[bare] = np.einsum("md,md->m", evidence.vectors[shown[bare]], evidence.vectors[other[bare]])
+    at = zip(rows.tolist(), places.tolist(), strict=True)
+    return dict(zip(at, zip(both.tolist(), cosines.tolist(), strict=True), strict=True))
+
+
+def _of_another(other: int, done: _Done, customers: int, cosine: float, evidence: Evidence) -> Reason:
+    name, item_id = evidence.names[other], evidence.item_ids[other]
+    if customers:
+        of = int(evidence.tables.customers[other])
+        return Reason(
+            kind="bought_together",
+            text=f"{customers} of the {of} customers who bought {name}, which you {_VERB[done.what]}{_today(done)}, "
+            "bought this too.",
+            item_id=item_id,
+            count=customers,
+            share=round(customers / of, 4),
+        )
+    if cosine >= evidence.min_title_similarity:
+        text = f"Like {name}, which you {_VERB[done.what]}{_today(done)}."
+        return Reason(kind="similar_title", text=text, item_id=item_id, share=round(cosine, 4))
+    text = f"Suggested because you {_did(done, name)}{_today(done)}."
+    return Reason(kind="because_of", text=text, item_id=item_id)
+
+
+def _of_itself(done: _Done, *, is_cut: bool) -> Reason | None:
+    """Say what was done with the item itself; a return alone recommends nothing."""
+    if done.what == _PURCHASE:
+        return _bought_before(done, is_cut=is_cut)
+    if done.what == _RETURN:
         return None
-    last = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=int(own.max()))
-    count = f"{'at least ' if is_cut else ''}{_times(len(own))}"
-    return Reason(
-        kind="bought_before",
-        text=f"You bought this {count}, last on {last.date()}.",
-        count=len(own),
-        last=last,
-    )
+    kind = "in_cart" if done.what == _CART else "viewed_before"
+    last = done.moments_us[-1]
+    text = f"You {_did(done, 'this')}{_today(done) or f' on {_day(last)}'}."
+    return Reason(kind=kind, text=text, last=_moment(last))
 
 
-def _bought_together(
-    other: int, customers: int, share: float, history: EventColumns, evidence: Evidence
-) -> Reason | None:
-    if customers < evidence.min_customers:
-        return None
-    return Reason(
-        kind="bought_together",
-        text=f"{customers} of the {evidence.tables.customers[other]} customers who bought {evidence.name(other)}, "
-        f"which you {_verb(other, history)}, bought this too.",
-        item_id=evidence.item_ids[other],
-        count=customers,
-        share=round(share, 4),
-    )
+def _bought_before(done: _Done, *, is_cut: bool) -> Reason:
+    count, last_us = len(done.moments_us), done.moments_us[-1]
+    reason = Reason(kind="bought_before", text="", count=count, last=_moment(last_us))
+    interval = _habit_days(done) if count >= _HABIT_DAYS else 0
+    if interval:
+        reason["interval_days"] = interval
+        said = f"buy this about every {_span(interval)}"
+    else:
+        said = f"bought this {'at least ' if is_cut else ''}{_times(count)}"
+    reason["text"] = f"You {said}, last on {_day(last_us)}."
+    return reason
 
 
-def _similar_title(near: int, cosine: float, history: EventColumns, evidence: Evidence) -> Reason:
-    return Reason(
-        kind="similar_title",
-        text=f"Like {evidence.name(near)}, which you {_verb(near, history)}.",
-        item_id=evidence.item_ids[near],
-        share=round(cosine, 4),
-    )
+def _habit_days(done: _Done) -> int:
+    """Return the mean days between purchases where they are regular and go on, else 0."""
+    days = sorted({moment // _DAY_US for moment in done.moments_us})
+    if len(days) < _HABIT_DAYS:
+        return 0
+    gaps = [later - earlier for earlier, later in pairwise(days)]
+    mean = (days[-1] - days[0]) / len(gaps)
+    variance = sum((gap - mean) ** 2 for gap in gaps) / len(gaps)
+    is_regular = variance <= (_HABIT_DEVIATION * mean) ** 2
+    return round(mean) if is_regular and done.days_ago <= _HABIT_OVERDUE * mean else 0
 
 
-def _popular(
-    item: int, in_country: NDArray[np.int32] | None, row: int | None, country: str | None, evidence: Evidence
-) -> Reason | None:
-    tables, days = evidence.tables, evidence.tables.window_days
-    span = f"in the {days} days to {evidence.until}"
-    if in_country is not None and row is not None and _is_popular(item, in_country, evidence.min_customers):
-        count, buyers = int(in_country[item]), int(tables.country_buyers[row])
+def _did(done: _Done, name: str) -> str:
+    return f"put {name} into the cart" if done.what == _CART else f"{_VERB[done.what]} {name}"
+
+
+def _today(done: _Done) -> str:
+    return "" if done.days_ago else " today"
+
+
+# -- what is true whoever looks
+
+
+def _of_item(item: int, country: str | None, country_row: int | None, evidence: Evidence) -> Reason:
+    tables, until = evidence.tables, evidence.until
+    if country_row is not None and country is not None and evidence.is_popular[1 + country_row, item]:
+        count, buyers = int(tables.country_popularity[country_row, item]), int(tables.country_buyers[country_row])
         return Reason(
             kind="popular_in_country",
-            text=f"Popular in {country}: {count} of {buyers} customers there bought this {span}.",
+            text=f"Popular in {country}: {count} of {buyers} customers there bought this in the "
+            f"{tables.window_days} days to {until}.",
             count=count,
             share=round(count / buyers, 4),
             country=country,
         )
-    if _is_popular(item, tables.popularity, evidence.min_customers):
+    if evidence.is_popular[0, item]:
         count, buyers = int(tables.popularity[item]), int(tables.buyers[0])
         return Reason(
             kind="popular",
-            text=f"Popular: {count} of {buyers} customers bought this {span}.",
+            text=f"Popular: {count} of {buyers} customers bought this in the {tables.window_days} days to {until}.",
             count=count,
             share=round(count / buyers, 4),
         )
-    return None
-
-
-def _known(item: int, evidence: Evidence) -> Reason:
-    count = int(evidence.tables.customers[item])
+    if evidence.is_new[item]:
+        since = date.fromordinal(_EPOCH_DAY + int(evidence.first_seen_day[item]))
+        return Reason(kind="new", text=f"New: in the catalogue since {since}.")
+    count = int(tables.customers[item])
     if count < evidence.min_customers:
-        return Reason(kind="in_catalogue", text=f"In the catalogue on {evidence.until}.")
-    return Reason(kind="bought_by", text=f"{count} customers bought this up to {evidence.until}.", count=count)
+        return Reason(kind="in_catalogue", text=f"In the catalogue on {until}.")
+    return Reason(kind="bought_by", text=f"{count} customers bought this up to {until}.", count=count)
 
 
-def _is_popular(item: int, counts: NDArray[np.int32], min_customers: int) -> bool:
-    """Return whether fewer than a tenth of the sold items have more buyers."""
-    count = counts[item]
-    return bool(count >= min_customers and (counts > count).sum() < _POPULAR_SHARE * (counts > 0).sum())
+# -- words
 
 
-def _together(items: NDArray[np.int32], history: EventColumns, tables: Tables) -> list[tuple[int, int]]:
-    """Find for each item the item of the history whose customers bought it in the largest share, and how many."""
-    found = [(0, 0)] * len(items)
-    own = np.unique(history.item_idx)
-    if not len(own) or not len(items):
-        return found
-    place = np.full(len(tables.customers), -1, dtype=np.int64)
-    place[items] = np.arange(len(items))
-    is_own = np.zeros(len(tables.customers), dtype=bool)
-    is_own[own] = True
-    # A pair may be kept from one side only: read the lists of the history's items and of the list's items.
-    pairs = [
-        (np.repeat(own, tables.neighbours.shape[1]), tables.neighbours[own], tables.neighbour_customers[own]),
-        (tables.neighbours[items].ravel(), np.repeat(items, tables.neighbours.shape[1]).reshape(len(items), -1),
-         tables.neighbour_customers[items]),
-    ]  # fmt: skip
-    other = np.concatenate([pair[0] for pair in pairs])
-    target = np.concatenate([pair[1].ravel() for pair in pairs])
-    count = np.concatenate([pair[2].ravel() for pair in pairs])
-    keep = (count > 0) & (place[target] >= 0) & is_own[other] & (other != target)
-    other, target, count = other[keep], place[target[keep]], count[keep]
-    order = np.lexsort((other, -count / np.maximum(tables.customers[other], 1), target))
-    positions, first = np.unique(target[order], return_index=True)
-    for position, best in zip(positions.tolist(), order[first].tolist(), strict=True):
-        found[position] = (int(other[best]), int(count[best]))
-    return found
+@lru_cache(maxsize=4096)  # the lines of an order share their moment, and lists their orders
+def _day(moment_us: int) -> str:
+    return date.fromordinal(_EPOCH_DAY + moment_us // _DAY_US).isoformat()
 
 
-def _alike(items: NDArray[np.int32], history: EventColumns, vectors: NDArray[np.float32]) -> list[tuple[int, float]]:
-    """Find for each item the item of the history with the nearest title, and the cosine between them."""
-    own = np.unique(history.item_idx)
-    if not len(own) or not len(items):
-        return [(-1, 0.0)] * len(items)
-    cosines = vectors[items] @ vectors[own].T  # (K, H)
-    cosines[items[:, None] == own[None, :]] = -1  # an item isn't like itself
-    best = cosines.argmax(axis=1)
-    return [(int(own[column]), float(cosines[row, column])) for row, column in enumerate(best.tolist())]
-
-
-def _verb(item: int, history: EventColumns) -> str:
-    done = {EVENT_TYPES[code] for code in history.event_type[history.item_idx == item]}
-    return next(verb for event_type, verb in _VERBS.items() if event_type in done)
+@lru_cache(maxsize=4096)
+def _moment(moment_us: int) -> str:
+    return (_EPOCH + timedelta(microseconds=moment_us)).isoformat().replace("+00:00", "Z")
 
 
 def _times(count: int) -> str:
     return {1: "once", 2: "twice"}.get(count, f"{count} times")
+
+
+def _span(days: int) -> str:
+    """Return days as one would say them: by the day up to two weeks, by the week up to ten, then by the month."""
+    if days < 14:
+        return "day" if days == 1 else f"{days} days"
+    if days < 70:
+        return f"{round(days / 7)} weeks"
+    return f"{round(days / 30.4)} months"

@@ -1,7 +1,7 @@
-"""A request -> items with scores and reasons: candidates -> filters -> ranking -> rules -> reasons. It always answers.
+"""Shoppers -> lists of items with scores and reasons: candidates -> filters -> ranking -> rules -> reasons.
 
-Candidates are the whole catalogue: every model here scores all of it in a millisecond or two, exactly. What had to be
-left out is said in `fallback`:
+Everything works on batches: what is asked at the same time is encoded, scored and explained together. It always
+answers. What had to be left out is said in `fallback`:
 
 - `popularity`: nothing is known of what the shopper likes, so the answer is what sells in the country, else in the
   shop;
@@ -9,275 +9,450 @@ left out is said in `fallback`:
 - `tables`: the model failed, and what is bought together answered instead.
 """
 
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from recflow.console import log
-from recflow.errors import FeatureError
-from recflow.models.context import EventColumns, context_of
-from recflow.models.interactions import PURCHASE, top_k
-from recflow.schema import day_end
-from recflow.serving.bundle import Bundle
-from recflow.serving.feedback import EventLog
-from recflow.serving.history import ShopperHistory, merge_history
-from recflow.serving.online import OnlineStore, Stored, is_stranger
-from recflow.serving.reasons import Evidence, explain
-from recflow.serving.types import (
-    Answer,
+from recflow.models.attribution import Attribution, Ranking
+from recflow.models.context import Timelines
+from recflow.models.interactions import PURCHASE
+from recflow.schema import EVENT_TYPES, day_end
+from recflow.serving.answers import (
+    Contribution,
+    Explanation,
     Fallback,
-    Filters,
-    ModelAnswer,
+    ItemsAnswer,
     Reason,
     Recommendation,
-    RecommendRequest,
-    SimilarAnswer,
-    SimilarRequest,
     new_request_id,
 )
+from recflow.serving.bundle import Bundle
+from recflow.serving.candidates import Mask, search_of
+from recflow.serving.feedback import EventLog
+from recflow.serving.history import merge_history
+from recflow.serving.online import Stored, is_stranger
+from recflow.serving.reasons import Evidence, explain
+from recflow.serving.requests import Filters, ListRequest, ShopperRequest
+from recflow.serving.rules import Ask, Rules, Slate
+from recflow.serving.shopper import Shopper
+from recflow.serving.weights import attribute_tables, contributions, weigh
 from recflow.settings import Settings
 
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_CONTRIBUTIONS = 5  # named per item: the rest is noise to a reader
+_PURCHASE = EVENT_TYPES[PURCHASE]
+_HOUR_US = 3_600_000_000
 
-class UnknownItem(LookupError):
-    """The catalogue has no such item."""
+
+@dataclass(frozen=True)
+class Ranked:
+    """B shoppers, how items score for them, and what the scores are made of."""
+
+    shoppers: Sequence[Shopper]
+    timelines: Timelines  # (B, L) their events with items of the catalogue
+    fallbacks: list[Fallback | None]  # (B,)
+    ranking: Ranking | None  # of those that the model scored; None where there are none
+    rows: NDArray[np.int64]  # (B,) the shopper's row in `ranking`, -1 where the model didn't score
+    scores: NDArray[np.float32] | None = None  # (B, V); None where only candidates are scored
+
+    def take(self, rows: Sequence[int]) -> "Ranked":
+        """Return the same of the shoppers named."""
+        if len(rows) == len(self.shoppers):
+            return self
+        return Ranked(
+            [self.shoppers[row] for row in rows],
+            self.timelines.take(rows),
+            [self.fallbacks[row] for row in rows],
+            self.ranking,
+            self.rows[rows],
+            None if self.scores is None else self.scores[rows],
+        )
 
 
 class Recommender:
     """One version, ready to answer. V items."""
 
     def __init__(
-        self, bundle: Bundle, settings: Settings, *, version: str, store: OnlineStore, event_log: EventLog
+        self,
+        bundle: Bundle,
+        settings: Settings,
+        *,
+        version: str,
+        event_log: EventLog,
+        observe: Callable[[str, float], None] = lambda stage, seconds: None,
     ) -> None:
-        """Put a bundle together with what changes while it serves: the online store and the newest events."""
+        """Put a bundle together with what changes while it serves: the newest events.
+
+        `observe` is told the seconds that each stage of a batch took.
+        """
         self.bundle = bundle
         self.version = version
-        self.store = store
         self.event_log = event_log
         self.settings = settings
-        self.evidence = Evidence(
-            tables=bundle.tables,
-            vectors=bundle.vectors,
-            titles=bundle.titles,
-            item_ids=bundle.item_ids,
-            until=str(bundle.until),
-            min_customers=settings.serving.min_customers_together,
-            min_title_similarity=settings.serving.min_title_similarity,
-        )
-
-    def recommend(self, request: RecommendRequest) -> Answer:
-        """Read the shopper's row, then answer."""
-        return self.answer(request, self.read(request))
-
-    def read(self, request: RecommendRequest) -> Stored:
-        """Read what the online store knows of the shopper: the part of an answer that may have to wait."""
-        return Stored() if request.user_id is None else self.store.read(request.user_id)
-
-    def answer(self, request: RecommendRequest, stored: Stored) -> Answer:
-        """Answer from what was read; nothing here waits."""
-        history = self._history(request, stored)
-        country = request.context.country or self._country(stored)
-        scores, fallback = self._scores(history, stored, country)
-        events, _ = EventColumns.of([history], self.bundle.item_index)
-        allowed = self._allowed(request.filters, events)
-        items, values = top_k(scores[None], request.k, exclude=~allowed[None])
-        items, values = items[0][items[0] >= 0], values[0][items[0] >= 0]
-        reasons: list[Reason] = (
-            explain(items, events, country, evidence=self.evidence, is_cut=history.is_cut) if request.explain else []
-        )
-        return Answer(
-            request_id=new_request_id(),
-            model_version=self.version,
-            as_of=datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=history.as_of_us),
-            fallback=fallback,
-            items=self._rows(items, values, reasons),
-        )
-
-    def similar(self, request: SimilarRequest) -> SimilarAnswer:
-        """Return items whose titles read alike and that the same customers bought.
-
-        score = cosine of the titles + customers of both / sqrt(customers of one x customers of the other).
-
-        Raises:
-            UnknownItem: the catalogue has no such item.
-        """
-        item = self.bundle.item_index.get(self.resolve(request.item_id))
-        if item is None:
-            raise UnknownItem(request.item_id)
-        tables = self.bundle.tables
-        scores = self.bundle.vectors @ self.bundle.vectors[item]  # (V,)
-        neighbours = tables.neighbours[item][tables.neighbours[item] >= 0]
-        together = tables.neighbour_customers[item][: len(neighbours)]
-        scores[neighbours] += together / np.sqrt(tables.customers[item] * tables.customers[neighbours])
-        fallback = None
-        if not self.bundle.vectors[item].any() and not len(neighbours):
-            scores = tables.popularity_scores(None).astype(np.float32)
-            fallback = Fallback(kind="popularity", why="the item has no title and was bought with no other")
-        allowed = self._shown.copy()
-        allowed[item] = False
-        items, values = top_k(scores[None], request.k, exclude=~allowed[None])
-        items, values = items[0][items[0] >= 0], values[0][items[0] >= 0]
-        counts = dict(zip(neighbours.tolist(), together.tolist(), strict=True))
-        reasons = [self._why_similar(item, other, counts.get(other, 0)) for other in items.tolist()]
-        return SimilarAnswer(
-            request_id=new_request_id(),
-            model_version=self.version,
-            item_id=self.bundle.item_ids[item],
-            fallback=fallback,
-            items=self._rows(items, values, reasons),
-        )
-
-    def describe(self) -> ModelAnswer:
-        """Say what is served and where it comes from."""
-        facts = self.bundle.facts
-        names = ("model_class", "candidate", "until", "feature_service", "snapshot_hash", "code_version", "verdict",
-                 "format_version", "metrics")  # fmt: skip
-        return ModelAnswer(
-            model_version=self.version,
-            n_items=len(self.bundle.item_ids),
-            **{name: facts[name] for name in names},
-        )
-
-    def resolve(self, item_id: str) -> str:
-        """Return the id as the catalogue writes it: upper-cased and stripped where only that is known."""
-        plain = item_id.strip().upper()
-        return plain if item_id not in self.bundle.item_index and plain in self.bundle.item_index else item_id
+        self.observe = observe
+        self.rules = Rules.of(bundle, settings.serving.rules)
+        self.evidence = Evidence.of(bundle, settings.serving)
+        self._search = search_of(bundle, self.rules)
 
     # -- what is known
 
-    def _history(self, request: RecommendRequest, stored: Stored) -> ShopperHistory:
-        session = [event.model_copy(update={"item_id": self.resolve(event.item_id)}) for event in request.session]
-        return merge_history(
+    def shoppers(self, requests: Sequence[ShopperRequest], stored: Sequence[Stored]) -> list[Shopper]:
+        """Put together what the online store, the event log and the requests know; one a request."""
+        return [self._shopper(request, row) for request, row in zip(requests, stored, strict=True)]
+
+    def _shopper(self, request: ShopperRequest, stored: Stored) -> Shopper:
+        session = request.session and [
+            event.model_copy(update={"item_id": self.resolve(event.item_id)}) for event in request.session
+        ]
+        ids = {"user_id": request.user_id, "session_id": request.session_id}
+        history = merge_history(
             stored.user,
-            self.event_log.recent(user_id=request.user_id, session_id=request.session_id),
+            self.event_log.recent(**ids),
             session,
             snapshot_end=max(self.bundle.snapshot_end, day_end(stored.day or self.bundle.until)),
             history_length=self.bundle.history_length,
         )
+        user = stored.user if stored.user is not None and not is_stranger(stored.user) else None
+        features = user.features if user is not None else None
+        country = request.context.country or (features or {}).get("user_country")
+        return Shopper(
+            history=history,
+            country=country if isinstance(country, str) else None,
+            features=features,
+            is_known=user is not None,
+            day=stored.day if user is not None else None,
+            failure=stored.failure,
+            shown=self._shown(request) if self.settings.serving.rules.max_shown else None,
+        )
 
-    def _country(self, stored: Stored) -> str | None:
-        if stored.user is None:
-            return None
-        value = stored.user.features.get("user_country")
-        return value if isinstance(value, str) else None
+    def _shown(self, request: ShopperRequest) -> dict[str, int]:
+        """Count how often each item was lately shown to the shopper, who showed no interest in it since."""
+        since_us = time.time_ns() // 1000 - int(self.settings.serving.rules.shown_hours * _HOUR_US)
+        ids = {"user_id": request.user_id, "session_id": request.session_id}
+        interest = {event.item_id for event in self.event_log.recent(**ids) if event.timestamp_us >= since_us}
+        shown = self.event_log.shown(**ids, since_us=since_us)
+        return {item_id: times for item_id, times in shown.items() if item_id not in interest}
 
     # -- ranking
 
-    def _scores(
-        self, history: ShopperHistory, stored: Stored, country: str | None
-    ) -> tuple[NDArray[np.float32], Fallback | None]:  # (V,)
-        is_known = stored.user is not None and not is_stranger(stored.user)
-        if not any(item_id in self.bundle.item_index for item_id in history.item_ids):
-            unknown = "no item of the catalogue is in this shopper's history" if is_known else "an unknown shopper"
-            scores = self.bundle.tables.popularity_scores(country)
-            return scores.astype(np.float32), Fallback(kind="popularity", why=stored.failure or unknown)
-        fallback = None
-        if not is_known:
-            why = stored.failure or "nothing is stored of this shopper"
-            fallback = Fallback(kind="session_only", why=why)
-        features = stored.user.features if stored.user is not None and is_known else None
-        try:
+    def rank(self, shoppers: Sequence[Shopper]) -> Ranked:
+        """Score the catalogue for each shopper, or get ready to score candidates; never fails."""
+        began = time.perf_counter()
+        histories = [shopper.history for shopper in shoppers]
+        timelines = Timelines.of(histories, self.bundle.item_index, length=self.bundle.history_length)
+        has_history = np.asarray((timelines.items > 0).any(axis=1))  # (B,)
+        features = [self._model_features(shopper) for shopper in shoppers]
+        fallbacks = [
+            self._fallback(shopper, known, may_score)
+            for shopper, known, may_score in zip(shoppers, features, has_history.tolist(), strict=True)
+        ]
+        scored = np.flatnonzero(has_history)
+        ranking = None
+        if len(scored):
             try:
-                return self._model_scores(history, features), fallback
-            except FeatureError as error:
-                log.warning("The model goes on without the stored features: %s", error)
-                why = "the stored features aren't those of the model"
-                return self._model_scores(history, None), Fallback(kind="session_only", why=why)
-        except Exception:  # whatever a model does, the shop gets an answer
-            log.exception("Version %s failed to rank; the tables answer.", self.version)
-            events, _ = EventColumns.of([history], self.bundle.item_index)
-            together = self.bundle.tables.together_scores(events.item_idx)
-            popularity = self.bundle.tables.popularity_scores(country)
-            scores = together + popularity / (1 + float(popularity.max(initial=0)))
-            return scores.astype(np.float32), Fallback(kind="tables", why="the model failed")
+                ranking = self._model_ranking(timelines, shoppers, features, scored)
+            except Exception:  # whatever a model does, the shop gets an answer
+                log.exception("Version %s failed to rank; the tables answer.", self.version)
+                for row in scored:
+                    fallbacks[row] = Fallback(kind="tables", why="the model failed")
+        rows = np.full(len(shoppers), -1, np.int64)
+        if ranking is not None:
+            rows[scored] = np.arange(len(scored))
+        ranked = Ranked(shoppers, timelines, fallbacks, ranking, rows)
+        ranked = replace(ranked, scores=self._search.all_scores(ranked))
+        self.observe("rank", time.perf_counter() - began)
+        return ranked
 
-    def _model_scores(self, history: ShopperHistory, features: dict[str, object] | None) -> NDArray[np.float32]:  # (V,)
-        context = context_of(
-            [history],
-            [features],
-            as_of_us=history.as_of_us,
-            item_index=self.bundle.item_index,
-            user_encoder=self.bundle.encoders.user,
+    def scores_of(self, ranked: Ranked, row: int) -> NDArray[np.float32]:  # (V,)
+        """Return how the whole catalogue scores for one shopper; with an index that is worked out here, and takes long.
+
+        A million items take 30 ms.
+        """
+        return self._search.scores_of(ranked, row)
+
+    def _model_features(self, shopper: Shopper) -> Mapping[str, Any] | None:
+        """Return the stored features if they are those that the model was trained with."""
+        features = shopper.features
+        return features if features is not None and self.bundle.user_features <= features.keys() else None
+
+    def _fallback(self, shopper: Shopper, features: Mapping[str, Any] | None, has_history: bool) -> Fallback | None:
+        if not has_history:
+            unknown = "no item of the catalogue is in this shopper's history"
+            why = shopper.failure or (unknown if shopper.is_known else "an unknown shopper")
+            return Fallback(kind="popularity", why=why)
+        if not shopper.is_known:
+            return Fallback(kind="session_only", why=shopper.failure or "nothing is stored of this shopper")
+        if features is None:
+            return Fallback(kind="session_only", why="the stored features aren't those of the model")
+        return None
+
+    def _model_ranking(
+        self,
+        timelines: Timelines,
+        shoppers: Sequence[Shopper],
+        features: list[Mapping[str, Any] | None],
+        scored: NDArray[np.int64],
+    ) -> Ranking:
+        context = timelines.take(scored).context(
+            np.array([shoppers[row].history.as_of_us for row in scored], np.int64),
+            user_features=self.bundle.encoders.user.transform_rows([features[row] for row in scored]),
             item_features=self.bundle.item_features,
-            history_length=self.bundle.history_length,
         )
-        scores: NDArray[np.float32] = self.bundle.ranker.score(context)[0]
-        if np.isnan(scores).any():
+        ranking = self.bundle.ranker.rank(context)
+        if np.isnan(self._search.sample(ranking, context)).any():
             raise ValueError("the model scored an item NaN")
-        return scores
+        return ranking
 
-    # -- filters and rules
+    # -- lists
 
-    @cached_property
-    def _shown(self) -> NDArray[np.bool_]:  # (V,)
-        """Return which items may be shown at all: offered, and not blocked by the settings."""
-        shown = self.bundle.is_active.copy()
-        shown[self._indices(list(self.settings.serving.blocked_item_ids))] = False
-        return shown
+    def answer(
+        self,
+        requests: Sequence[ListRequest],
+        ranked: Ranked,
+        *,
+        allowed: Sequence[NDArray[np.bool_] | None],  # (B,) of (V,): nothing else is shown
+    ) -> list[ItemsAnswer]:
+        """Answer B requests by the model's scores: filter, apply the rules, take the k best, say why."""
+        began = time.perf_counter()
+        asks, masks = [], []
+        for request, shopper, only in zip(requests, ranked.shoppers, allowed, strict=True):
+            asks.append(self._ask(request, shopper))
+            masks.append(_both(self.allowed(request.filters, shopper), only))
+        found = self._search.find(ranked, asks, masks)
+        retrieved = time.perf_counter()
+        self.observe("retrieval", retrieved - began)
+        slates = self.rules.apply_many(found.scores, found.allowed, asks, items=found.items)
+        ruled = time.perf_counter()
+        self.observe("rules", ruled - retrieved)
+        why = self._why(ranked, slates, with_weights=any(request.explain for request in requests))
+        answers = [
+            self._items_answer(
+                request,
+                slates[row],
+                shopper=ranked.shoppers[row],
+                fallback=ranked.fallbacks[row],
+                reasons=why.reasons[row],
+                contributions=why.contributions[row] if request.explain else [],
+            )
+            for row, request in enumerate(requests)
+        ]
+        self.observe("reasons", time.perf_counter() - ruled)
+        return answers
 
-    def _allowed(self, filters: Filters, events: EventColumns) -> NDArray[np.bool_]:  # (V,)
-        allowed = self._shown.copy()
-        if filters.include_item_ids is not None:
-            included = np.zeros_like(allowed)
-            included[self._indices(filters.include_item_ids)] = True
-            allowed &= included
-        if filters.category is not None:
-            categories = self.bundle.categories
-            allowed &= (categories == filters.category) | np.char.startswith(categories, f"{filters.category} > ")
-        if filters.price_min is not None:
-            allowed &= self.bundle.prices >= filters.price_min  # an unknown price is in no range
-        if filters.price_max is not None:
-            allowed &= self.bundle.prices <= filters.price_max
-        if filters.new_only:
-            allowed[events.item_idx[events.event_type == PURCHASE]] = False
-        allowed[self._indices(filters.exclude_item_ids)] = False
-        return allowed
+    def finish(
+        self,
+        request: ListRequest,
+        *,
+        scores: NDArray[np.float32],  # (V,)
+        reasons: Callable[[NDArray[np.int32]], list[Reason]],  # (K,) item_idx -> one each
+        allowed: NDArray[np.bool_] | None = None,  # (V,) beside the request's filters
+        shopper: Shopper | None = None,
+        fallback: Fallback | None = None,
+    ) -> ItemsAnswer:
+        """Answer one request by scores of its own: filter, apply the rules, take the k best, say why."""
+        may_show = _both(self.allowed(request.filters, shopper), allowed)
+        if may_show is None:
+            may_show = np.ones(len(scores), dtype=bool)
+        slate = self.rules.apply(scores, may_show, self._ask(request, shopper))
+        return self._items_answer(
+            request,
+            slate,
+            shopper=shopper,
+            fallback=fallback,
+            reasons=reasons(slate.items),
+            contributions=[],
+        )
 
-    def _indices(self, item_ids: list[str]) -> list[int]:
-        index = self.bundle.item_index
-        return [index[known] for item_id in item_ids if (known := self.resolve(item_id)) in index]
+    def _ask(self, request: ListRequest, shopper: Shopper | None) -> Ask:
+        return Ask(
+            k=request.k,
+            placement=request.placement,
+            country=(shopper.country if shopper else None) or request.context.country,
+            categories=request.filters.categories or (),
+            in_stock=request.filters.in_stock,
+            diversity=request.diversity,
+            shown=shopper.shown if shopper else None,
+            explain=request.explain,
+        )
 
-    # -- the answer
+    def _items_answer(
+        self,
+        request: ListRequest,
+        slate: Slate,
+        *,
+        shopper: Shopper | None,
+        fallback: Fallback | None,
+        reasons: list[Reason],
+        contributions: list[list[Contribution]],
+    ) -> ItemsAnswer:
+        answer = ItemsAnswer(
+            request_id=new_request_id(),
+            model_version=self.version,
+            as_of=moment(shopper.history.as_of_us) if shopper else _zulu(self.bundle.snapshot_end),
+            fallback=fallback,
+            items=self.rows(slate.items, slate.scores, reasons),
+        )
+        if request.explain:
+            answer["explanation"] = Explanation(candidates=slate.n_open, rules=slate.notes, contributions=contributions)
+        return answer
 
-    def _rows(
-        self, items: NDArray[np.int32], values: NDArray[np.float32], reasons: list[Reason]
+    def rows(
+        self, items: NDArray[np.int32], scores: NDArray[np.float32], reasons: Sequence[Reason]
     ) -> list[Recommendation]:
+        """Return the items of a list as they are answered."""
         bundle = self.bundle
         return [
             Recommendation(
                 item_id=bundle.item_ids[item],
                 rank=rank,
-                score=float(value),
+                score=score,
                 title=bundle.titles[item],
-                price=None if np.isnan(bundle.prices[item]) else float(bundle.prices[item]),
+                price=bundle.shown_prices[item],
                 currency=bundle.currencies[item],
-                reason=reasons[rank - 1] if reasons else None,
+                reason=reason,
             )
-            for rank, (item, value) in enumerate(zip(items.tolist(), values.tolist(), strict=True), start=1)
+            for rank, (item, score, reason) in enumerate(
+                zip(items.tolist(), scores.tolist(), reasons, strict=True), start=1
+            )
         ]
 
-    def _why_similar(self, item: int, other: int, customers: int) -> Reason:
-        cosine = float(self.bundle.vectors[item] @ self.bundle.vectors[other])
-        tables, name = self.bundle.tables, self.evidence.name(item)
-        if customers and customers / np.sqrt(float(tables.customers[item]) * tables.customers[other]) >= cosine:
-            return Reason(
-                kind="bought_together",
-                text=f"{customers} of the {tables.customers[item]} customers who bought {name} bought this too.",
-                item_id=self.bundle.item_ids[item],
-                count=customers,
-                share=round(customers / int(tables.customers[item]), 4),
-            )
-        if cosine > 0:
-            return Reason(
-                kind="similar_title",
-                text=f"Its title is like {name}.",
-                item_id=self.bundle.item_ids[item],
-                share=round(cosine, 4),
-            )
-        return explain(
-            np.array([other], dtype=np.int32),
-            EventColumns.of([], {})[0],
-            None,
+    # -- what may be shown
+
+    def allowed(self, filters: Filters, shopper: Shopper | None = None) -> Mask | None:  # (V,) None: all
+        """Return the items that the filters let through; what the shop itself hides is left to its rules."""
+        bundle, allowed = self.bundle, None
+        if filters.include_item_ids is not None:
+            allowed = self.mask(filters.include_item_ids)
+        if filters.categories is not None:
+            allowed = _both(allowed, bundle.in_categories(filters.categories))
+        if filters.brands is not None:
+            allowed = _both(allowed, bundle.of_brands(filters.brands))
+        if filters.store_ids is not None:
+            allowed = _both(allowed, bundle.of_stores(filters.store_ids))
+        if filters.price_min is not None:
+            allowed = _both(allowed, bundle.prices >= filters.price_min)  # an unknown price is in no range
+        if filters.price_max is not None:
+            allowed = _both(allowed, bundle.prices <= filters.price_max)
+        left_out = self.indices(filters.exclude_item_ids)
+        if filters.new_only and shopper is not None:
+            events = zip(shopper.history.item_ids, shopper.history.event_types, strict=True)
+            left_out += self.indices([item_id for item_id, event_type in events if event_type == _PURCHASE])
+        if left_out:
+            allowed = np.ones(len(bundle.item_ids), dtype=bool) if allowed is None else allowed
+            allowed[left_out] = False
+        return allowed
+
+    def may_show(self, filters: Filters, shopper: Shopper | None = None) -> Mask:  # (V,)
+        """Return the items that the filters let through and the shop doesn't hide."""
+        allowed, showable = self.allowed(filters, shopper), self.rules.showable(in_stock=filters.in_stock)
+        return showable if allowed is None else allowed & showable
+
+    def mask(self, item_ids: Collection[str]) -> NDArray[np.bool_]:  # (V,)
+        """Return which items of the catalogue are named."""
+        mask = np.zeros(len(self.bundle.item_ids), dtype=bool)
+        mask[self.indices(item_ids)] = True
+        return mask
+
+    def indices(self, item_ids: Collection[str]) -> list[int]:
+        """Return item_idx of those that the catalogue knows, in their order."""
+        index = self.bundle.item_index
+        return [index[known] for item_id in item_ids if (known := self.resolve(item_id)) in index]
+
+    def resolve(self, item_id: str) -> str:
+        """Return the id as the catalogue writes it: upper-cased and stripped where only that is known."""
+        if item_id in self.bundle.item_index:
+            return item_id
+        plain = item_id.strip().upper()
+        return plain if plain in self.bundle.item_index else item_id
+
+    def item(self, item_id: str) -> int:
+        """Return item_idx.
+
+        Raises:
+            UnknownItem: the catalogue has no such item.
+        """
+        found = self.bundle.item_index.get(self.resolve(item_id))
+        if found is None:
+            raise UnknownItem(item_id)
+        return found
+
+    # -- reasons
+
+    def why(self, ranked: Ranked, row: int, items: NDArray[np.int32]) -> list[Reason]:
+        """Say for some items what weighed most in the score that one shopper gives them."""
+        slate = Slate(items, np.zeros(len(items), np.float32), [])  # scores say nothing of what they are made of
+        return self._why(ranked.take([row]), [slate], with_weights=False).reasons[0]
+
+    def _why(self, ranked: Ranked, slates: Sequence[Slate], *, with_weights: bool) -> "_Why":
+        """Say for each item of each slate what weighed most in its score."""
+        items = np.full((len(slates), max(len(slate.items) for slate in slates)), -1, np.int32)  # (B, K)
+        for row, slate in enumerate(slates):
+            items[row, : len(slate.items)] = slate.items
+        weights = weigh(self._attribution(ranked, items), ranked.timelines)
+        histories = [shopper.history for shopper in ranked.shoppers]
+        reasons = explain(
+            items,
+            weights,
+            ranked.timelines,
+            countries=[shopper.country for shopper in ranked.shoppers],
+            moments_us=[history.as_of_us for history in histories],
+            are_cut=[history.is_cut for history in histories],
             evidence=self.evidence,
-        )[0]
+        )
+        if not with_weights:
+            return _Why(reasons, [[] for _ in slates])
+        ids = self.bundle.item_ids
+        return _Why(
+            reasons,
+            [
+                contributions(items, weights, ranked.timelines, row, n=_CONTRIBUTIONS, item_ids=ids)
+                for row in range(len(slates))
+            ],
+        )
+
+    def _attribution(self, ranked: Ranked, items: NDArray[np.int32]) -> Attribution:
+        """Take the scores of lists (B, K) apart: the model's by the model, the others by the tables."""
+        by_model = ranked.rows >= 0
+        if ranked.ranking is not None and by_model.all():
+            return ranked.ranking.attribute(items, ranked.rows)
+        by_table, parts = np.flatnonzero(~by_model), Attribution.nothing(items, ranked.timelines.items.shape[1])
+        countries = [ranked.shoppers[row].country for row in by_table.tolist()]
+        found = attribute_tables(items[by_table], ranked.timelines.take(by_table), countries, self.bundle.tables)
+        parts.events[by_table], parts.rest[by_table] = found.events, found.rest
+        if ranked.ranking is not None:
+            found = ranked.ranking.attribute(items[by_model], ranked.rows[by_model])
+            parts.events[by_model], parts.rest[by_model] = found.events, found.rest
+        return parts
+
+
+class _Why(NamedTuple):
+    """What weighed most in each item of B lists."""
+
+    reasons: list[list[Reason]]  # one an item
+    contributions: list[list[list[Contribution]]]  # largest first, several an item
+
+
+def _both(one: Mask | None, other: Mask | None) -> Mask | None:
+    """Return what both masks let through; None is all."""
+    if one is None or other is None:
+        return one if other is None else other
+    return one & other
+
+
+def moment(timestamp_us: int) -> str:
+    """Return microseconds since 1970 as ISO 8601 (UTC)."""
+    return _zulu(_EPOCH + timedelta(microseconds=timestamp_us))
+
+
+def _zulu(when: datetime) -> str:
+    return when.isoformat().replace("+00:00", "Z")
+
+
+class UnknownItem(LookupError):
+    """The catalogue has no such item."""

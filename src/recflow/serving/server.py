@@ -1,8 +1,11 @@
 """The endpoint as a program of its own: started, waited for, and surely ended with its workers."""
 
 import contextlib
+import hashlib
 import os
+import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -13,11 +16,13 @@ from pathlib import Path
 from recflow.console import log
 from recflow.errors import RecflowError
 from recflow.programs import end_session, free_port, last_line, settings_environment
+from recflow.serving.http.keys import refuse_open_doors
 from recflow.settings import Settings
 
 _START_SECONDS = 180.0  # first imports on a busy machine take a minute
 _STOP_SECONDS = 30.0  # after the drain: answers under way and writes are finished by then
 _POLL_SECONDS = 0.1
+_MEMORY = Path("/dev/shm")  # a folder in memory, on Linux
 
 
 @dataclass(frozen=True)
@@ -27,6 +32,7 @@ class Server:
     url: str  # http://host:port
     process: subprocess.Popen[bytes]
     log_file: Path
+    counters: Path | None = None  # folder of the workers' counters, gone with them
 
     def stop(self, *, drain_seconds: float = 0.0) -> None:
         """Ask it to end: it finishes what it has begun; what is left of it then is killed."""
@@ -43,6 +49,8 @@ class Server:
             with contextlib.suppress(psutil.NoSuchProcess):
                 worker.kill()
         self.process.wait()
+        if self.counters is not None:
+            shutil.rmtree(self.counters, ignore_errors=True)
 
     def is_ready(self) -> bool:
         """Return whether a version answers."""
@@ -103,8 +111,14 @@ def start(settings: Settings, *, port: int | None = None) -> Server:
     """Start the endpoint's processes in a session of their own and return at once.
 
     Raises:
-        RecflowError: the service's code isn't there.
+        RecflowError: the service's code isn't there; other machines could ask it without a key; the home's user ids
+            were made with another key than the one that is set.
     """
+    from recflow.privacy import check_home
+
+    # Workers look as well; but BentoML starts one that ends anew, for ever.
+    refuse_open_doors(settings)
+    check_home(settings)
     folder = Path(__file__).resolve().parents[3] / "services" / "storefront"
     if not (folder / "service.py").is_file():
         raise RecflowError(f"No service lies in {folder}. Run recflow from a checkout, installed with `make setup`.")
@@ -113,19 +127,20 @@ def start(settings: Settings, *, port: int | None = None) -> Server:
     home = settings.home.absolute()
     log_file = home / "logs" / f"endpoint-{chosen}.log"
     log_file.parent.mkdir(parents=True, exist_ok=True)
+    counters = _counters(settings, chosen)
     command = [sys.executable, "-m", "bentoml", "serve", "service:Storefront", "--working-dir", str(folder),
                "--host", settings.serving.host, "--port", str(chosen)]  # fmt: skip
     with log_file.open("ab") as output:
         process = subprocess.Popen(
             command,
-            env=_environment(settings, chosen),
+            env=_environment(settings, counters),
             cwd=folder,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    return Server(f"http://{settings.serving.host}:{chosen}", process, log_file)
+    return Server(f"http://{settings.serving.host}:{chosen}", process, log_file, counters)
 
 
 def wait_until_up(server: Server, *, ready: bool, seconds: float = _START_SECONDS) -> None:
@@ -148,13 +163,36 @@ def wait_until_up(server: Server, *, ready: bool, seconds: float = _START_SECOND
         time.sleep(_POLL_SECONDS)
 
 
-def _environment(settings: Settings, port: int) -> dict[str, str]:
-    """Return the endpoint's environment: all settings in one file, BentoML's own state below the home."""
-    bentoml_home = settings.home.absolute() / "bentoml" / str(port)
-    bentoml_home.mkdir(parents=True, exist_ok=True)
+def _counters(settings: Settings, port: int) -> Path:
+    """Make the folder in which the workers of a home and port count: in memory where that can be.
+
+    Counters are mapped files with holes in them. On a full disk to count something new would kill the worker, and the
+    one that is started in its place.
+    """
+    home = settings.home.absolute()
+    own = _MEMORY / f"recflow-{os.getuid()}"
+    try:
+        own.mkdir(mode=0o700, exist_ok=True)
+        found = own.lstat()
+        is_safe = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()  # anybody may make a folder there
+    except OSError:
+        is_safe = False
+    name = hashlib.sha256(str(home).encode()).hexdigest()[:16]
+    folder = own / f"{name}-{port}" if is_safe else home / "bentoml" / str(port)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _environment(settings: Settings, bentoml_home: Path) -> dict[str, str]:
+    """Return the endpoint's environment: all settings, and where BentoML has its own state, the counters."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("RECFLOW_", "BENTOML_"))}
     return (
-        kept
+        {
+            # Workers ask again with the next look; MLflow's own tries go on for minutes, and longest after an outage.
+            "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+            "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+        }
+        | kept
         | settings_environment(settings)
         | {
             "BENTOML_HOME": str(bentoml_home),

@@ -1,15 +1,20 @@
 """Which version answers: follows the champion alias, loads aside, swaps in one assignment."""
 
 import gc
+import threading
+import time
 from collections.abc import Callable
 
 from recflow.console import log
 from recflow.errors import BundleInvalid, RecflowError
 from recflow.serving import metrics
 from recflow.serving.bundle import Bundle, load_bundle
+from recflow.serving.online import Stored
 from recflow.serving.recommend import Recommender
-from recflow.serving.types import RecommendRequest
+from recflow.serving.requests import RecommendRequest, SessionEvent
 from recflow.storage import Release
+
+_SILENT_SECONDS = 5.0  # a registry's answer takes milliseconds; after so long readiness says that there is none
 
 
 class ModelSlot:
@@ -27,41 +32,74 @@ class ModelSlot:
         self._champion = champion
         self._recommender = recommender
         self._refused: str | None = None
-        self._complaint: str | None = None
+        self._said: str | None = None
         self.current: Recommender | None = None
+        self.refusal: str | None = None  # why the champion isn't the version that answers
+        self._complaint: str | None = None
+        self._asked_at: float | None = None  # monotonic seconds; None: the registry has answered
+        self._refreshing = threading.Lock()
+
+    @property
+    def complaint(self) -> str | None:
+        """Return why the registry can't be followed."""
+        asked_at = self._asked_at
+        if asked_at is not None and time.monotonic() - asked_at > _SILENT_SECONDS:
+            return "it doesn't answer"
+        return self._complaint
 
     def refresh(self) -> bool:
         """Look at the alias; load and swap where it names another version. Return whether the version changed.
 
         What can't be loaded or fails its probe is refused once and not tried again while the alias stays; the version
-        in force goes on. A registry that can't be asked changes nothing and is asked again.
+        in force goes on. A registry that can't be asked changes nothing and is asked again. One look at a time.
         """
+        with self._refreshing:
+            return self._refresh()
+
+    def _refresh(self) -> bool:
+        wanted = None
         try:
-            wanted = self._champion_version()
-            if wanted is None or wanted == self._refused or (self.current and wanted == self.current.version):
-                return False
-            release = self._champion()
-            if release is None:
-                return False
-            self._refused = None
-            self._swap(release)
+            wanted = self._asked()
+            served = self.current.version if self.current else None
+            if wanted == served:
+                self._refused = self.refusal = None
+            release = self._champion() if wanted not in (None, served, self._refused) else None
+            self._said = self._complaint = None
         except BundleInvalid as error:
-            self._refused = wanted
-            metrics.SWAPS.labels("refused").inc()
-            log.error("Version %s is refused, %s goes on: %s", wanted, self._served(), error)
-            return False
+            return self._refuse(str(wanted), error)
         except (RecflowError, OSError) as error:
-            if str(error) != self._complaint:  # once, not every second
-                self._complaint = str(error)
+            if str(error) != self._said:  # once, not every second
                 log.error("The registry can't be followed, %s goes on: %s", self._served(), error)
+            self._said = str(error)
+            self._complaint = f"it can't be followed ({type(error).__name__})"
             return False
-        self._complaint = None
+        if release is None:
+            return False
+        try:
+            self._swap(release)
+        except Exception as error:  # a version at odds with this machine or its settings is met in any way
+            return self._refuse(release.version, error)
         return True
+
+    def _asked(self) -> str | None:
+        self._asked_at = time.monotonic()
+        try:
+            return self._champion_version()
+        finally:
+            self._asked_at = None
+
+    def _refuse(self, version: str, error: Exception) -> bool:
+        self._refused = version
+        self.refusal = f"version {version} is refused; the log says why"
+        metrics.SWAPS.labels("refused").inc()
+        log.error("Version %s is refused, %s goes on: %s", version, self._served(), error)
+        return False
 
     def _swap(self, release: Release) -> None:
         recommender = self._recommender(load_bundle(release.folder), release.version)
-        recommender.recommend(RecommendRequest(k=1))  # what is computed on first use is computed here
+        self._warm_up(recommender)
         before, self.current = self._served(), recommender
+        self._refused = self.refusal = None
         if before != "nothing":
             metrics.MODEL.labels(before).set(0)
         metrics.MODEL.labels(release.version).set(1)
@@ -71,6 +109,14 @@ class ModelSlot:
         gc.collect()
         gc.freeze()
         gc.set_threshold(50_000, 20, 100)
+
+    @staticmethod
+    def _warm_up(recommender: Recommender) -> None:
+        """Answer once, so that what is computed on first use isn't computed in somebody's answer."""
+        item = SessionEvent(item_id=recommender.bundle.item_ids[0])
+        request = RecommendRequest(session=[item], k=1)
+        ranked = recommender.rank(recommender.shoppers([request], [Stored()]))
+        recommender.answer([request], ranked, allowed=[None])
 
     def _served(self) -> str:
         return self.current.version if self.current else "nothing"

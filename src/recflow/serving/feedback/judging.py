@@ -11,6 +11,7 @@ from recflow.serving.answers import RejectedEvent
 from recflow.serving.requests import Event
 
 SOURCE = "storefront"
+_UNKNOWN_SHOWN = 10  # of an event's fields that there aren't
 _EARLIEST = datetime(2000, 1, 1, tzinfo=UTC)  # older ones are clocks that were never set
 
 
@@ -26,6 +27,8 @@ def judge_events(
     rejected: list[RejectedEvent] = []
     for index, raw in enumerate(raw_events):
         try:
+            if isinstance(raw, dict) and len(raw) > len(Event.model_fields):
+                raise _TooManyFields(raw)
             event = Event.model_validate(raw)
             moment = (event.event_timestamp or now).astimezone(UTC)
             errors = _errors_of_time(moment, now, max_future_seconds)
@@ -34,6 +37,8 @@ def judge_events(
                 {"path": field_path(detail["loc"]), "message": detail["msg"]}
                 for detail in error.errors(include_url=False, include_context=False, include_input=False)
             ]
+        except _TooManyFields as error:
+            errors = error.errors
         except OverflowError:  # an offset carries a time over the calendar's edge
             errors = [{"path": "event_timestamp", "message": "is no moment of this calendar in UTC"}]
         if errors:
@@ -48,6 +53,15 @@ def judge_events(
         row["source"] = SOURCE
         rows.append(row)
     return rows, rejected
+
+
+class _TooManyFields(Exception):
+    """An event with more fields than there are; pydantic would take long to complain of each of thousands."""
+
+    def __init__(self, raw: dict[str, Any]) -> None:
+        unknown = [name for name in raw if name not in Event.model_fields]
+        shown = unknown[:_UNKNOWN_SHOWN]
+        self.errors = [{"path": field_path([name]), "message": "Extra inputs are not permitted"} for name in shown]
 
 
 def field_path(parts: Sequence[int | str]) -> str:

@@ -1,0 +1,169 @@
+"""What answers the calls of the table: from the request's model to the answer's dictionary."""
+
+import asyncio
+import traceback
+from datetime import datetime
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
+
+from recflow.console import log
+from recflow.privacy import pseudonym
+from recflow.serving import metrics
+from recflow.serving.answers import (
+    BatchAnswer,
+    BatchPartAnswer,
+    EventsAnswer,
+    ItemAnswer,
+    ModelAnswer,
+    new_request_id,
+)
+from recflow.serving.feedback import judge_events
+from recflow.serving.http.problems import MAX_ERRORS, Problem, field_error, parse_object
+from recflow.serving.http.routes import Call, Route
+from recflow.serving.placements.items import item_facts
+from recflow.serving.recommend import UnknownItem
+from recflow.serving.requests import BatchPart
+
+if TYPE_CHECKING:
+    from recflow.serving.http.shop import Shop
+
+
+async def perform(shop: "Shop", route: Route, call: Call) -> dict[str, Any]:
+    """Return a call's answer, with its request id; it is counted what the answer had to do without.
+
+    Raises:
+        Problem: the answer is an error; nothing else is raised.
+    """
+    try:
+        if shop.settings.privacy.pseudonym_key is not None:
+            _hide_user(shop, call)
+        answer: dict[str, Any] = await route.handler(shop, call)
+    except Problem:
+        raise
+    except UnknownItem:
+        errors = [field_error("item_id", "unknown")]
+        raise Problem(404, "The catalogue has no item of that item_id.", errors=errors) from None
+    except Exception as error:
+        # Without the error's own words: they may be people's.
+        where = "".join(traceback.format_tb(error.__traceback__)).rstrip()
+        log.error("%s failed with %s (request %s):\n%s", route.name, type(error).__name__, call.request_id, where)
+        raise Problem(500, "The endpoint failed; its log says where.") from error
+    answer["request_id"] = call.request_id
+    fallback = answer.get("fallback")
+    if fallback:
+        metrics.FALLBACKS.labels(fallback["kind"]).inc()
+    return answer
+
+
+def _hide_user(shop: "Shop", call: Call) -> None:
+    """Put the pseudonym in the user id's place: what lies behind this door never sees the id."""
+    user_id = getattr(call.body, "user_id", None)
+    if user_id is not None:
+        call.body = call.body.model_copy(update={"user_id": pseudonym(user_id, shop.settings)})
+    if "user_id" in call.params:
+        call.params = {**call.params, "user_id": pseudonym(call.params["user_id"], shop.settings)}
+
+
+async def ask(shop: "Shop", call: Call) -> Any:
+    """Answer a call for a list, together with those that wait at the same time."""
+    return await shop.answering.ask(call)
+
+
+async def events(shop: "Shop", call: Call) -> EventsAnswer:
+    """Take events; what is answered for is on disk."""
+    rows, rejected = judge_events(
+        call.body.events, now=call.received, max_future_seconds=shop.settings.serving.max_future_seconds
+    )
+    metrics.EVENTS.labels("rejected").inc(len(rejected))
+    if not rows:
+        errors = [
+            field_error(f"events.{event['index']}{'.' if error['path'] else ''}{error['path']}", error["message"])
+            for event in rejected
+            for error in event["errors"]
+        ]
+        raise Problem(422, f"None of the {len(rejected)} events can be taken.", errors=errors[:MAX_ERRORS])
+    for row in rows:
+        if "user_id" in row:
+            row["user_id"] = pseudonym(row["user_id"], shop.settings)
+        if "item_id" in row and shop.slot.current is not None:
+            row["item_id"] = shop.slot.current.resolve(row["item_id"])
+    try:
+        appended = await shop.event_log.append_async(rows)
+    except OSError as error:
+        why = error.strerror or type(error).__name__
+        shop.note_events(why)
+        log.error("Events can't be kept: %s.", why)
+        raise Problem(
+            503, "The events can't be kept just now; none was taken. Send them again.", retry_after="5"
+        ) from error
+    shop.note_events(None)
+    metrics.EVENTS.labels("accepted").inc(appended.accepted)
+    metrics.EVENTS.labels("duplicate").inc(appended.duplicates)
+    _observe_lag(rows, shop.now())
+    return EventsAnswer(
+        request_id=call.request_id, accepted=appended.accepted, duplicates=appended.duplicates, rejected=rejected
+    )
+
+
+def _observe_lag(rows: list[dict[str, Any]], now: datetime) -> None:
+    newest = datetime.fromisoformat(max(row["event_timestamp"] for row in rows))  # all UTC, in one format
+    seconds = (now - newest).total_seconds()
+    if seconds < _REPLAY_SECONDS:
+        metrics.EVENT_LAG.observe(max(0.0, seconds))
+
+
+_REPLAY_SECONDS = 86_400.0  # what a shop sends a day late says nothing of how it sends
+
+
+async def item(shop: "Shop", call: Call) -> ItemAnswer:
+    """Say what is known of an item."""
+    return item_facts(shop.recommender(), call.params["item_id"])
+
+
+async def model(shop: "Shop", call: Call) -> ModelAnswer:
+    """Say which version answers, and where it comes from."""
+    recommender = shop.recommender()
+    facts = recommender.bundle.facts
+    lineage = ("snapshot_hash", "feature_service", "user_features", "item_features", "holdout_start", "files")
+    return ModelAnswer(
+        request_id=call.request_id,
+        model_version=recommender.version,
+        model_class=facts["model_class"],
+        candidate=facts["candidate"],
+        until=facts["until"],
+        trained_at=facts.get("trained_at"),
+        feature_service=facts["feature_service"],
+        snapshot_hash=facts["snapshot_hash"],
+        code_version=facts["code_version"],
+        format_version=facts["format_version"],
+        metrics=facts["metrics"],
+        verdict=facts["verdict"],
+        lineage={name: facts[name] for name in lineage if name in facts},
+        n_items=len(recommender.bundle.item_ids),
+    )
+
+
+async def batch(shop: "Shop", call: Call) -> BatchAnswer:
+    """Answer several calls, each by itself; lists are found together."""
+    parts: list[BatchPart] = call.body.requests
+    shop.limiter.charge(call.key.id if call.key else "", len(parts) - 1)
+    call.recommender = shop.slot.current  # for all parts, though versions may change before the last is answered
+    answers = await asyncio.gather(*(_part(shop, call, part) for part in parts))
+    return BatchAnswer(request_id=call.request_id, answers=answers)
+
+
+async def _part(shop: "Shop", outer: Call, part: BatchPart) -> BatchPartAnswer:
+    request_id = new_request_id()
+    route = shop.router.by_name.get(part.call)
+    try:
+        if route is None or not route.is_part or route.request is None:
+            raise Problem(404, "There is no such call that could be a part of a batch.",
+                          errors=[field_error("call", "unknown")])  # fmt: skip
+        shop.check_scope(route, outer.key)
+        call = Call(parse_object(route.request, part.body), {}, outer.key, request_id, outer.received)
+        call.recommender = outer.recommender
+        answer = BatchPartAnswer(status=HTTPStatus.OK.value, body=await perform(shop, route, call))
+    except Problem as problem:
+        answer = BatchPartAnswer(status=problem.status.value, body=problem.content(request_id))
+    metrics.BATCH_PARTS.labels(route.name if route else "none", answer["status"]).inc()
+    return answer

@@ -1,0 +1,1 @@
+"""What a shop shows where: one function a placement, a request in, an answer out."""

@@ -1,0 +1,73 @@
+"""What weighed how much in the scores of lists: an attribution by event, added up by item of the history.
+
+Letters as in `models.interactions`.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recflow.models.attribution import Attribution
+from recflow.models.context import Timelines
+from recflow.models.pairs import Pairs
+from recflow.serving.answers import Contribution
+from recflow.serving.tables import Tables
+
+
+class Weights(NamedTuple):
+    """What weighed how much in the scores of K items for B shoppers."""
+
+    by_event: NDArray[np.float32]  # (B, K, L) what all events of the event's item add together
+    history: NDArray[np.float32]  # (B, K) what all events add
+    rest: NDArray[np.float32]  # (B, K)
+
+
+def weigh(attribution: Attribution, timelines: Timelines) -> Weights:
+    """Add up what the events of one item say."""
+    n_rows, n_items, length = attribution.events.shape
+    pairs = Pairs.of(timelines.items)
+    flat = attribution.events.transpose(0, 2, 1).reshape(n_rows * length, n_items)
+    together = np.zeros_like(flat)
+    together[pairs.at] = np.repeat(pairs.reduce(np.add, flat[pairs.at]), pairs.counts, axis=0)
+    by_event = together.reshape(n_rows, length, n_items).transpose(0, 2, 1)
+    return Weights(by_event, attribution.events.sum(axis=2), attribution.rest)
+
+
+def attribute_tables(
+    items: NDArray[np.int32],  # (B, K) item_idx; -1 is padding
+    timelines: Timelines,
+    countries: Sequence[str | None],  # (B,)
+    tables: Tables,
+) -> Attribution:
+    """Take apart what the tables score where there is no model: bought together with the history, then popular.
+
+    A part of the history is the share of the customers of an event's item who bought the item shown, and the rest is
+    the popularity there, 0 to 1. A shopper without history has nothing but the rest.
+    """
+    own = np.maximum(timelines.items - 1, 0)  # (B, L)
+    shares = tables.neighbour_customers[own] / np.maximum(tables.customers[own], 1)[..., None]  # (B, L, N)
+    parts = Attribution.nothing(items, own.shape[1])
+    for row, country in enumerate(countries):
+        shown = items[row] >= 0
+        found = tables.neighbours[own[row]][None] == items[row, shown][:, None, None]  # (K, L, N)
+        parts.events[row, shown] = np.where(found, shares[row], 0).sum(axis=2) * (timelines.items[row] > 0)
+        popularity = tables.popularity_scores(country, items[row, shown])
+        parts.rest[row, shown] = popularity / (1 + tables.greatest_popularity(country))
+    return parts
+
+
+def contributions(
+    items: NDArray[np.int32], weights: Weights, timelines: Timelines, row: int, *, n: int, item_ids: Sequence[str]
+) -> list[list[Contribution]]:
+    """Return for each item of one shopper's list what weighed most, the largest first, `n` at most."""
+    first = {item: column for column, item in reversed(list(enumerate(timelines.items[row].tolist()))) if item > 0}
+    names = [None, *(item_ids[item - 1] for item in first)]
+    weighed = weights.by_event[row][:, list(first.values())]  # (K, H)
+    weighed = np.concatenate([weights.rest[row][:, None], weighed], axis=1)
+    order = np.argsort(-weighed, axis=1, kind="stable")[:, :n]
+    return [
+        [Contribution(item_id=names[place], weight=round(float(weighed[k, place]), 4)) for place in order[k].tolist()]
+        for k in np.flatnonzero(items[row] >= 0).tolist()
+    ]
