@@ -1,4 +1,4 @@
-"""Speed claims, measured where they are made: figures of one run, compared as ratios."""
+"""What one more day costs the line, with a short history and with a long one."""
 
 import shutil
 import statistics

@@ -1,0 +1,1 @@
+"""Speed claims, measured where they are made: figures of one run, compared as ratios."""

@@ -1,0 +1,120 @@
+"""Dense retrieval on one core: exact search against the index, by size of the catalogue."""
+
+import gc
+import multiprocessing
+import os
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+
+from recflow.bench.vectors import Kind, make_vectors
+from recflow.console import track
+from recflow.retrieval.dense import RECALL_AT, ExactIndex, Index, ListIndex, Vectors, recall_of
+from recflow.settings import Settings
+from recflow.storage import write_json
+
+BATCH = 16  # queries that come together
+_TIMED = 1000  # single queries whose times are taken
+_TUNED_ON = 200  # queries that the index is tuned on: others than those it is measured with
+_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+def bench_retrieval(
+    settings: Settings,
+    *,
+    items: Sequence[int] = (4_000, 100_000, 1_000_000),
+    dim: int = 64,
+    json_path: Path | None = None,
+) -> list[dict[str, Any]]:
+    """Time exact search and the index over made-up catalogues; one row per kind, size and way of searching.
+
+    Each catalogue is searched in a process of its own with one thread, so that memory and time are its own. Where the
+    processor is shared, `p99_cpu_ms` is what the search itself took.
+
+    Args:
+        settings: `serving.index_recall` is what the index is tuned to.
+        items: sizes of the catalogues.
+        dim: numbers of a vector; a bias comes on top.
+        json_path: where to write the rows, too.
+    """
+    turns = [(kind, count) for kind in get_args(Kind) for count in items]
+    rows: list[dict[str, Any]] = []
+    for kind, count in track(turns, description="catalogues", total=len(turns)):
+        with _one_thread(), ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+            rows += process.submit(_measure, kind, count, dim, settings.serving.index_recall).result()
+    if json_path:
+        write_json(json_path, rows)
+    return rows
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Let processes that start meanwhile compute with one thread; libraries read this when they are loaded."""
+    before = {name: os.environ.get(name) for name in _THREADS}
+    os.environ.update(dict.fromkeys(_THREADS, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
+
+
+def _measure(kind: Kind, n_items: int, dim: int, recall: float) -> list[dict[str, Any]]:
+    vectors, queries = make_vectors(kind, n_items, _TIMED + _TUNED_ON, dim=dim)
+    asked, sample = queries[:_TIMED], queries[_TIMED:]
+    exact = ExactIndex(vectors)
+    best = exact.search(asked, RECALL_AT)[0]
+    rows = [_row(kind, exact, asked, recall=1.0, build_seconds=0.0)]
+    began = time.process_time()
+    index = ListIndex.build(vectors, sample, recall=recall, exact_below=0)
+    built = time.process_time() - began
+    found = recall_of(index.search(asked, RECALL_AT)[0], best)
+    return [*rows, _row(kind, index, asked, recall=found, build_seconds=built)]
+
+
+def _row(kind: Kind, index: Index, asked: Vectors, *, recall: float, build_seconds: float) -> dict[str, Any]:
+    return {
+        "vectors": kind,
+        "items": len(index.vectors),
+        "search": f"{index.n_read} of {index.n_lists} lists" if isinstance(index, ListIndex) else "exact",
+        **_times(index, asked),
+        f"recall_at_{RECALL_AT}": round(recall, 4),
+        "build_cpu_s": round(build_seconds, 1),
+        "process_mb": _resident_mb(),
+    }
+
+
+def _times(index: Index, queries: Vectors) -> dict[str, float]:
+    """Return milliseconds for a single query, and for each of `BATCH` that come together."""
+    index.search(queries[:BATCH], RECALL_AT)
+    wall, cpu = np.empty(len(queries)), np.empty(len(queries))
+    for row in range(len(queries)):
+        started, worked = time.perf_counter(), time.thread_time()
+        index.search(queries[row : row + 1], RECALL_AT)
+        wall[row], cpu[row] = time.perf_counter() - started, time.thread_time() - worked
+    batches = [queries[first : first + BATCH] for first in range(0, min(len(queries), 10 * BATCH), BATCH)]
+    worked = time.thread_time()
+    for batch in batches:
+        index.search(batch, RECALL_AT)
+    together = (time.thread_time() - worked) / sum(map(len, batches))
+    figures = {
+        "p50_ms": np.percentile(wall, 50),
+        "p99_ms": np.percentile(wall, 99),
+        "p99_cpu_ms": np.percentile(cpu, 99),
+        f"cpu_ms_of_{BATCH}": together,
+    }
+    return {name: round(float(seconds) * 1000, 2) for name, seconds in figures.items()}
+
+
+def _resident_mb() -> int:
+    import psutil
+
+    gc.collect()
+    return int(psutil.Process().memory_info().rss // 2**20)

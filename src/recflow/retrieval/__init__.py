@@ -1,0 +1,1 @@
+"""Candidates out of catalogues that are too large to score whole for each request."""
