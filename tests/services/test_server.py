@@ -38,3 +38,22 @@ def test_a_server_that_never_gets_ready_is_told_what_it_waits_for(tmp_path: Path
         server.stop()
     assert server.process.returncode is not None
     assert time.monotonic() - started < 20
+
+
+UNTRACED = """
+import gc
+import service
+from opentelemetry.instrumentation.utils import is_http_instrumentation_enabled
+gc.collect()
+heavy = {"torch", "mlflow", "numpy", "pyarrow"} & set(__import__("sys").modules)
+print(is_http_instrumentation_enabled(), heavy)
+"""
+
+
+def test_bentoml_traces_nothing_and_the_process_that_starts_workers_stays_light(tmp_path: Path) -> None:
+    folder = Path(__file__).resolve().parents[2] / "services" / "storefront"
+    environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(folder), "BENTOML_HOME": str(tmp_path),
+                   "BENTOML_DO_NOT_TRACK": "True"}  # fmt: skip
+    command = [sys.executable, "-c", UNTRACED]
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert result.stdout.split("\n")[-2] == "False set()"

@@ -2,9 +2,11 @@
 
 import functools
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from recflow.console import quiet_third_parties
+from recflow.errors import RegistryError
 from recflow.settings import Settings
 
 if TYPE_CHECKING:
@@ -29,19 +31,32 @@ def connect(settings: Settings) -> "MlflowClient":
     if settings.registry.tracking_uri is None:
         settings.home.mkdir(parents=True, exist_ok=True)
     # The process id: a forked worker must not use its parent's database connections.
-    return _client(tracking_uri(settings), os.getpid())
+    return _client(tracking_uri(settings), settings.home.absolute(), os.getpid())
 
 
 @functools.lru_cache(maxsize=8)
-def _client(uri: str, _process_id: int) -> "MlflowClient":
+def _client(uri: str, home: Path, _process_id: int) -> "MlflowClient":
     import logging
+
+    from filelock import FileLock
 
     quiet_third_parties()
     from mlflow import MlflowClient
 
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
-    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+    if not uri.startswith("http"):
+        from mlflow.store.db import utils
+
+        utils.MAX_RETRY_COUNT = 1  # else ten tries over 100 s; whoever can wait asks again
+        logging.getLogger(utils.__name__).setLevel(logging.CRITICAL)  # what it logs, 80 lines a time, it raises as well
+    try:
+        # Whoever opens a database first brings it up to date; several who do so at once leave it broken.
+        home.mkdir(parents=True, exist_ok=True)
+        with FileLock(home / "mlflow.lock"):
+            return MlflowClient(tracking_uri=uri, registry_uri=uri)
+    except Exception as error:  # a database that is away raises what its driver likes
+        raise RegistryError(f"The registry can't be reached: {str(error).partition(chr(10))[0]}. Is it up?") from error
 
 
 def experiment_id(settings: Settings) -> str:

@@ -37,6 +37,7 @@ from recflow.models.catalog import load_ranker
 from recflow.models.dataset import TrainingSet
 from recflow.models.features import Encoders
 from recflow.models.interactions import Ranker
+from recflow.models.weights import read_arrays
 from recflow.retrieval.dense import Index, ListIndex, build_index, load_index
 from recflow.schema import day_end
 from recflow.serving.catalogue import Codes, price_levels
@@ -119,8 +120,9 @@ class Bundle:
     @cached_property
     def currencies(self) -> list[str | None]:
         """Return the currencies."""
-        currencies: list[str | None] = self.items["currency"].to_pylist()
-        return currencies
+        codes = Codes.of(self.items["currency"])
+        names = (*codes.names, None)  # -1: none
+        return [names[code] for code in codes.of_item.tolist()]
 
     @cached_property
     def is_active(self) -> NDArray[np.bool_]:  # (V,)
@@ -347,8 +349,6 @@ def _check_files(folder: Path, expected: dict[str, str]) -> None:
 
 
 def _load(folder: Path, facts: dict[str, Any]) -> Bundle:
-    from safetensors.numpy import load_file
-
     ranker, item_features, index = load_ranker(folder / "model" / "release"), _load_item_features(folder), None
     if "index" in facts and isinstance(ranker, Factored):
         vectors = ranker.item_vectors(item_features)
@@ -361,20 +361,20 @@ def _load(folder: Path, facts: dict[str, Any]) -> Bundle:
         encoders=Encoders.load(folder / "encoder.json"),
         item_features=item_features,
         tables=Tables.load(folder / "tables.safetensors", facts["tables"]),
-        vectors=load_file(folder / "vectors.safetensors")["vectors"],
+        vectors=read_arrays(folder / "vectors.safetensors")["vectors"],
         index=index,
     )
 
 
 def _load_item_features(folder: Path) -> NDArray[np.float32]:  # (V, G)
-    from safetensors.numpy import load_file
-
-    features: NDArray[np.float32] = load_file(folder / "item_features.safetensors")["item_features"]
+    features: NDArray[np.float32] = read_arrays(folder / "item_features.safetensors")["item_features"]
     return features
 
 
 def _prepare(bundle: Bundle) -> None:
-    """Compute what is computed on first use: no answer shall wait for it."""
+    """Compute what is computed on first use, for no answer shall wait for it; let go of what no answer needs."""
     for name, member in vars(Bundle).items():
         if isinstance(member, cached_property):
             getattr(bundle, name)
+    if bundle.index is not None and isinstance(bundle.ranker, Factored):
+        bundle.ranker.slim()

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recflow.models.interactions import top_k
+from recflow.models.weights import read_arrays
 
 WEEK_DAYS = 7
 EARLIER_WEEKS = 4  # that this week is compared with: shorter and one odd week decides, longer and it is another season
@@ -92,9 +93,7 @@ class Tables:
     @classmethod
     def load(cls, file: Path, facts: dict[str, Any]) -> "Tables":
         """Read back what `save` wrote and returned."""
-        from safetensors.numpy import load_file
-
-        arrays: dict[str, Any] = dict(load_file(file))
+        arrays: dict[str, Any] = read_arrays(file)
         known = {name: facts[name] for name in _FACTS}
         return cls(**arrays | known | {"countries": tuple(facts["countries"])})
 

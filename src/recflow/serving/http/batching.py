@@ -9,7 +9,7 @@ R = TypeVar("R")
 
 
 class Batcher(Generic[T, R]):
-    """Answers items in batches: all that wait when the loop gets around to it, and never waits for more.
+    """Answers items in batches: all that wait when the loop gets around to it; it never waits for time to pass.
 
     One batch is worked on at a time, so that those who come meanwhile make up the next one.
     """
@@ -36,6 +36,7 @@ class Batcher(Generic[T, R]):
         batch: list[tuple[T, asyncio.Future[R]]] = []
         try:
             while self._waiting:
+                await self._gather()
                 batch, self._waiting = self._waiting[: self._max_size], self._waiting[self._max_size :]
                 await self._answer(batch)
         except asyncio.CancelledError:  # the worker ends: nobody is left to wait for an answer
@@ -44,6 +45,17 @@ class Batcher(Generic[T, R]):
             raise
         finally:
             self._work = None
+
+    async def _gather(self) -> None:
+        """Let the loop get around once more for as long as that brings further calls.
+
+        Callers that were answered together ask again within moments of each other: without this they fall apart into
+        two groups that wait for one another.
+        """
+        waiting = 0
+        while waiting < len(self._waiting) < self._max_size:
+            waiting = len(self._waiting)
+            await asyncio.sleep(0)
 
     async def _answer(self, batch: list[tuple[T, asyncio.Future[R]]]) -> None:
         results: Sequence[R | Exception]
