@@ -1,4 +1,4 @@
-"""A day of the feed becomes features: `ingest >> validate >> build_features >> materialize`.
+"""A day of the feed becomes features: `erase >> ingest >> validate >> build_features >> materialize`.
 
 Runs daily for the UTC day before and catches up from `orchestration.first_day`. For a range, or a day again, trigger
 it by hand with the params `start` and `end` (both included): `{"start": "2011-11-01", "end": "2011-11-30"}`. Every
@@ -8,6 +8,7 @@ task writes its whole output or nothing, so clearing and running again is always
 | --- | --- | --- |
 | any task, `FeedLate` | the day's file isn't there; tried again for about eight hours | ask the shop; clear the task when the file has come |
 | any task, `LeaseHeld` | another run of the step is at work; tried again | nothing; if it never ends, look for the run that holds it |
+| `erase` | somebody's wish to be forgotten isn't honoured yet, and nothing of theirs comes back until it is | do what the message says, then clear `erase`; `recflow privacy list` shows what is open |
 | `ingest`, `FeedError` | the file is truncated, of another day, or no such file at all | get the file again, then clear `ingest` |
 | `validate`, `BatchRejected` | a rule stopped the whole day; the lake is as before | read the rule and its figures in the message; if the day is right as it is, raise that threshold in `[validation]`; clear `ingest` and what follows |
 | `build_features`, `MissingInput` | an earlier day is missing | run the missing days with `start` and `end`, then clear this task |
@@ -49,6 +50,12 @@ def prepare_data() -> None:
     """Join the daily steps."""
 
     @task
+    def erase(**context: Any) -> str:
+        from recflow.pipeline import erase
+
+        return erase(days_of(context), load_settings()).uri
+
+    @task
     def ingest(**context: Any) -> str:
         from recflow.pipeline import ingest
 
@@ -75,7 +82,7 @@ def prepare_data() -> None:
         context["outlet_events"][FEATURES].extra = {"until": f"{days.end}"}
         return artifact.uri
 
-    ingest() >> validate() >> build_features() >> materialize()
+    erase() >> ingest() >> validate() >> build_features() >> materialize()
 
 
 prepare_data()

@@ -12,20 +12,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
 from recflow import cli, console
 from recflow.programs import settings_environment
 from recflow.registry.versions import champion_version, list_versions
-from recflow.settings import Settings, load_settings
+from recflow.settings import PrivacySettings, Settings, load_settings
 from recflow.storage import Storage
 from tests.line_run import DAYS, SMALL, walked
 from tests.shops import invoice_lines, write_invoice_days
+from tests.traces import traces
 
 VERBS = [
     [], ["demo"], ["run"], ["line"], ["recommend"], ["serve"], ["simulate"],
     ["data"], ["data", "fetch"], ["models"], ["models", "list"], ["models", "show"], ["models", "promote"],
     ["models", "rollback"], ["quarantine"], ["quarantine", "list"], ["quarantine", "show"], ["quarantine", "replay"],
+    ["privacy"], ["privacy", "request"], ["privacy", "list"],
+    ["keys"], ["keys", "create"], ["keys", "list"], ["keys", "revoke"],
     ["features"], ["features", "list"], ["bench"], ["bench", "daily"],
+    ["bench", "serve"], ["bench", "retrieval"],
 ]  # fmt: skip
 
 HISTORY = 9  # days with events before the day that goes wrong: more than the volume rule's week
@@ -128,7 +133,7 @@ def test_the_steps_are_named_in_the_help(recflow: Command) -> None:
     ("arguments", "told"),
     [
         (["frobnicate"], "No such command 'frobnicate'"),
-        (["run", "frobnicate"], "'frobnicate' is not one of 'ingest'"),
+        (["run", "frobnicate"], "'frobnicate' is not one of 'erase'"),
         (["run", "ingest"], "Give --date D, or --start D and --end D."),
         (["run", "ingest", "--date", "2011-13-01"], "'2011-13-01' is no day; write it as 2011-11-30."),
         (["run", "ingest", "--until", "2011-01-01"], "ingest goes by day"),
@@ -420,6 +425,25 @@ def test_a_full_disk_while_building_a_bundle_leaves_the_one_before(recflow: Comm
         _fails(recflow("run", "publish", "--until", str(DAYS.end), settings=published), "No space left on device")
     assert {path: path.read_bytes() for path in bundles.rglob("*") if path.is_file()} == before
     assert champion_version(published) == "1"
+
+
+# -- people who asked to be forgotten
+
+
+def test_requests_are_noted_honoured_and_listed_without_a_name(
+    recflow: Command, settings: Settings, tmp_path: Path
+) -> None:
+    (tmp_path / "users.txt").write_text("12346.0\n\n 12347.0\n", encoding="utf-8")
+    keyed = settings.model_copy(update={"privacy": PrivacySettings(pseudonym_key=SecretStr("k" * 32))})
+    assert recflow("privacy", "list", settings=keyed).out == "None.\n"
+    asked = recflow("privacy", "request", "--users", str(tmp_path / "users.txt"), settings=keyed)
+    assert asked.out.startswith("2 requests were noted")
+    assert traces(keyed.home, "12346") == traces(keyed.home, "12347") == []
+    assert recflow("run", "erase", "--date", str(DAY), settings=keyed).code == 0
+    listed = json.loads(recflow("privacy", "list", "--json", settings=keyed).out)
+    assert [(row["source"], row["done_on"] > "2012", row["rows"]) for row in listed] == [("storefront", True, 0)] * 2
+    told = "users.txt: can't be read as UTF-8 text with a user id a line"
+    _fails(recflow("privacy", "request", "--users", "users.txt", settings=keyed), told)
 
 
 # -- the unexpected

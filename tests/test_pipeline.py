@@ -22,7 +22,7 @@ from tests.shops import invoice_lines, write_invoice_days
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 LINE = [
-    "ingest", "validate", "build_features", "materialize",
+    "erase", "ingest", "validate", "build_features", "materialize",
     "build_training_set", "train", "evaluate", "watch_drift", "gate", "publish",
 ]  # fmt: skip
 
@@ -60,7 +60,7 @@ def test_a_step_has_the_same_name_in_airflow() -> None:
 def test_every_step_takes_its_subject_and_the_settings() -> None:
     for name in LINE:
         subject, settings = inspect.signature(getattr(pipeline, name)).parameters.values()
-        assert (subject.name, subject.annotation) == (("days", Days) if name in LINE[:4] else ("until", date)), name
+        assert (subject.name, subject.annotation) == (("days", Days) if name in LINE[:5] else ("until", date)), name
         assert settings.annotation is Settings
 
 
@@ -110,7 +110,7 @@ def test_the_peak_is_the_most_that_a_step_held(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", LINE)
 def test_a_step_that_another_run_holds_is_refused_at_once_and_not_recorded(name: str, settings: Settings) -> None:
     step: Any = getattr(pipeline, name)
-    subject = DAYS if name in LINE[:4] else DAYS.end
+    subject = DAYS if name in LINE[:5] else DAYS.end
     with Storage(settings).lease(name), pytest.raises(LeaseHeld, match=f"{name}: another run holds"):
         step(subject, settings)
     assert read_records(settings.home) == []

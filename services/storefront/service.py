@@ -35,7 +35,7 @@ async def open_shop() -> "AsyncIterator[Shop]":
     """Open the shop when the worker starts; finish what is being written when it ends."""
     quiet_third_parties()
     show_log()
-    from recflow.registry.versions import champion, champion_version, list_versions, promote
+    from recflow.registry.versions import champion, champion_version, followed, list_versions, promote
     from recflow.serving.bundle import load_bundle
     from recflow.serving.http.shop import Registry, Shop
     from recflow.serving.http.watching import Watcher
@@ -48,6 +48,7 @@ async def open_shop() -> "AsyncIterator[Shop]":
             champion=lambda: champion(settings),
             versions=lambda: [version.row() for version in list_versions(settings)],
             promote=lambda version: promote(version, settings, check=load_bundle),
+            followed=lambda version: followed(version, settings),
         ),
     )
     watcher = Watcher(shop)

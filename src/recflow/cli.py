@@ -29,13 +29,17 @@ data_app = typer.Typer(help="Get a data set.", no_args_is_help=True)
 models_app = typer.Typer(help="Versions: what is served, and what was.", no_args_is_help=True)
 quarantine_app = typer.Typer(help="Rows that broke a rule: see them, mend them, put them back.", no_args_is_help=True)
 bench_app = typer.Typer(help="Measure speed claims on this machine.", no_args_is_help=True)
+keys_app = typer.Typer(help="Who may ask the endpoint what.", no_args_is_help=True)
 features_app = typer.Typer(help="Features of the model, as Feast knows them.", no_args_is_help=True)
+privacy_app = typer.Typer(help="People who asked to be forgotten.", no_args_is_help=True)
 for name, group in {
     "data": data_app,
     "models": models_app,
     "quarantine": quarantine_app,
+    "keys": keys_app,
     "bench": bench_app,
     "features": features_app,
+    "privacy": privacy_app,
 }.items():
     app.add_typer(group, name=name)
 
@@ -50,6 +54,7 @@ class Source(StrEnum):
 class Step(StrEnum):
     """The steps of the line, in its order."""
 
+    erase = "erase"
     ingest = "ingest"
     validate = "validate"
     build_features = "build_features"
@@ -103,7 +108,7 @@ def run(
 ) -> None:
     """Run one step of the line.
 
-    By day (--date, or --start and --end): ingest, validate, build_features, materialize.
+    By day (--date, or --start and --end): erase, ingest, validate, build_features, materialize.
 
     By the last day of data (--until): build_training_set, train, evaluate, watch_drift, gate, publish.
 
@@ -159,7 +164,10 @@ def recommend(
     k: Annotated[int, typer.Option("-k", min=1, max=10_000, help="Items a user.")] = 20,
     new_only: Annotated[bool, typer.Option(help="Leave out what the user bought before.")] = False,
 ) -> None:
-    """Recommend in batch from the champion."""
+    """Recommend in batch from the champion.
+
+    Where privacy.pseudonym_key is set, --users takes the shop's ids, and the file has pseudonyms.
+    """
     if (users is None) != all_users:
         _usage("Give either --users FILE or --all.")
     from recflow.registry.versions import champion
@@ -288,6 +296,65 @@ def models_rollback(version: Annotated[str | None, typer.Argument(help="Default:
     _say(f"Version {pipeline.rollback(version, _settings()).manifest['version']} is the champion again.")
 
 
+# -- privacy
+
+
+@privacy_app.command("request")
+def privacy_request(
+    users: Annotated[Path, typer.Option(help="Text file with the shop's id of a user a line.")],
+) -> None:
+    """Ask for people's erasure, as the endpoint does; `recflow run erase`, the first step of a day, honours it."""
+    from recflow.privacy import check_home, pseudonym
+    from recflow.serving.feedback import EventLog
+
+    settings, wanted = _settings(), _lines(users)
+    check_home(settings)
+    log = EventLog(settings)
+    for user_id in wanted:
+        log.forget(pseudonym(user_id.strip(), settings))
+    log.close()
+    _say(f"{len(wanted)} requests were noted; `recflow run erase` honours them, or the next day's run.")
+
+
+@privacy_app.command("list")
+def privacy_list(json: JsonOption = False) -> None:
+    """List the requests, and what was taken out for those that are done; whose they were isn't kept."""
+    from recflow.serving.feedback.erasures import list_requests
+
+    _table(list_requests(_settings()), as_json=json)
+
+
+# -- keys
+
+
+@keys_app.command("create")
+def keys_create(
+    name: Annotated[str, typer.Option(help="Who holds it, for the list.")],
+    scope: Annotated[list[str], typer.Option(help="storefront, ingest, admin, metrics; may be given several times.")],
+) -> None:
+    """Make an API key and print it, the only time that it is seen whole. Running endpoints take it at once."""
+    from recflow.serving.http.keys import create_key
+
+    _say(create_key(_settings(), name=name, scopes=scope))
+
+
+@keys_app.command("list")
+def keys_list(json: JsonOption = False) -> None:
+    """List the keys in force: ids, names and scopes, never the secrets."""
+    from recflow.serving.http.keys import list_keys
+
+    _table([key.row() for key in list_keys(_settings()) or ()], as_json=json)
+
+
+@keys_app.command("revoke")
+def keys_revoke(key_id: Annotated[str, typer.Argument(metavar="ID", help="As `recflow keys list` shows it.")]) -> None:
+    """Take a key out of force; running endpoints follow within a second."""
+    from recflow.serving.http.keys import revoke_key
+
+    key = revoke_key(_settings(), key_id)
+    _say(f"Key {key.id} ({key.name}) is revoked.")
+
+
 # -- features and speed
 
 
@@ -308,9 +375,37 @@ def features_list(json: JsonOption = False) -> None:
 @bench_app.command("daily")
 def bench_daily(json: Annotated[Path | None, typer.Option(help="Also write the figures to this file.")] = None) -> None:
     """Time one more day's ingest to materialize with 30 and with 300 days of history, in turn, and print the ratio."""
-    from recflow.bench import bench_daily
+    from recflow.bench.daily import bench_daily
 
     _table(bench_daily(_settings(), json_path=json))
+
+
+@bench_app.command("serve")
+def bench_serve(
+    seconds: Annotated[float, typer.Option(min=0.1, help="For each target and number of connections.")] = 8.0,
+    connections: Annotated[str, typer.Option(help="Numbers of connections.")] = "1,16,64",
+    events: Annotated[bool, typer.Option(help="Also with an event before each call; they stay as feedback.")] = False,
+    json: Annotated[Path | None, typer.Option(help="Also write the figures to this file.")] = None,
+) -> None:
+    """Hold the champion's endpoint against three echoes: BentoML as it comes, at its fastest, and bare uvicorn."""
+    from recflow.bench.serve import bench_serve
+
+    counts = _counts(connections)
+    figures = bench_serve(_settings(), seconds=seconds, connections=counts, with_events=events, json_path=json)
+    for name in ("servers", "calls", "ratios", "batch", "aims"):
+        _table(figures[name])
+
+
+@bench_app.command("retrieval")
+def bench_retrieval(
+    items: Annotated[str, typer.Option(help="Sizes of the catalogues.")] = "4000,100000,1000000",
+    dim: Annotated[int, typer.Option(min=2, help="Numbers of a vector.")] = 64,
+    json: Annotated[Path | None, typer.Option(help="Also write the figures to this file.")] = None,
+) -> None:
+    """Time exact search and the vector index on one core over made-up catalogues, with what the index misses."""
+    from recflow.bench.retrieval import bench_retrieval
+
+    _table(bench_retrieval(_settings(), items=_counts(items), dim=dim, json_path=json))
 
 
 # -- how it speaks
@@ -372,6 +467,13 @@ def _days(day: date | None, start: date | None, end: date | None) -> "Days":
             _usage(f"--start {start} lies after --end {end}.")
         return Days(start, end)
     return _usage("Give --date D, or --start D and --end D.")
+
+
+def _counts(text: str) -> list[int]:
+    parts = text.split(",")
+    if not all(part.strip().isdigit() and int(part) > 0 for part in parts):
+        _usage(f"'{text}' is no list of numbers above 0; write it as 1,16,64.")
+    return [int(part) for part in parts]
 
 
 def _usage(sentence: str) -> Never:

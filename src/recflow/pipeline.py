@@ -1,6 +1,6 @@
 """THE LINE: one function a step, called alike by the DAGs, the command line and the tests.
 
-    ingest >> validate >> build_features >> materialize            a day, or a range of days
+    erase >> ingest >> validate >> build_features >> materialize   a day, or a range of days
     build_training_set >> train >> evaluate >> watch_drift >> gate >> publish >> confirm_served     `until` a day
 
 Every step holds its own lease, is recorded with its seconds and peak memory, and returns an Artifact.
@@ -41,6 +41,31 @@ def _step(function: Callable[[Subject, Settings], Artifact]) -> Callable[[Subjec
 
 
 # -- by day or range of days
+
+
+@_step
+def erase(days: Days, settings: Settings) -> Artifact:
+    """Open requests to be forgotten, of whatever day -> nothing of these people anywhere; see `events.erase`."""
+    from recflow.events.erase import summarize, take_out
+    from recflow.onlinestore import materialized_through
+    from recflow.serving.feedback import erasures_folder, rewrite_without
+    from recflow.serving.feedback.erasures import close_requests, open_requests
+    from recflow.training.erase import leave_out
+
+    done = {}
+    if requests := open_requests(settings):
+        elsewhere = (
+            lambda moments, _: rewrite_without(settings, moments),
+            lambda _, erased: leave_out(erased, settings),
+        )
+        erased = take_out(requests, settings, elsewhere=elsewhere)
+        for built in Storage(settings).days("state_user")[-1:]:
+            build_features(Days.one(built), settings)
+        if online := materialized_through(settings):
+            materialize(Days.one(online), settings)
+        done = {request: erased.facts(request.user_id) for request in requests}
+        close_requests(done, settings)
+    return Artifact(str(erasures_folder(settings)), {"days": str(days), **summarize(done.values())})
 
 
 @_step
@@ -172,7 +197,7 @@ def rollback(version: str | None, settings: Settings) -> Artifact:
 
 # -- many steps
 
-DAILY: tuple[Callable[[Days, Settings], Artifact], ...] = (ingest, validate, build_features, materialize)
+DAILY: tuple[Callable[[Days, Settings], Artifact], ...] = (erase, ingest, validate, build_features, materialize)
 MODEL: tuple[Callable[[date, Settings], Artifact], ...] = (build_training_set, train, evaluate, watch_drift, gate)
 
 

@@ -325,7 +325,7 @@ class ServingSettings(_Section):
     # Calls a second that a key may make on average, in each worker; a batch counts its parts. None: no limit, for what
     # is too much depends on the machine: some nine tenths of what `recflow bench serve` shows, shared among the keys.
     requests_per_second: float | None = Field(default=None, gt=0)
-    burst: int = Field(default=100, ge=1)  # calls that a key may make at once: a page asks for ten, a hundred pages none
+    burst: int = Field(default=100, ge=1)  # calls that a key may make at once: a page asks for ten
     # Sites whose pages may ask from the browser, as https://shop.example; "*": all. None by default: the shop's server
     # asks, and a key in a page is everybody's.
     cors_origins: tuple[str, ...] = ()

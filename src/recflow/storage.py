@@ -14,7 +14,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
@@ -139,8 +139,8 @@ class Storage:
         """
         return self.read_partitions(noun, [day])
 
-    def read_partitions(self, noun: str, days: Iterable[date]) -> pa.Table:
-        """Return the given days of a table below each other, with `event_date`.
+    def read_partitions(self, noun: str, days: Iterable[date], columns: Sequence[str] | None = None) -> pa.Table:
+        """Return the given days of a table below each other, with `event_date`; all columns, or those that are named.
 
         Raises:
             MissingInput: no day was given, or the table lacks one.
@@ -148,7 +148,7 @@ class Storage:
         parts = []
         for day in days:
             with self._open(noun, day) as stream:
-                part = pq.read_table(stream).replace_schema_metadata()
+                part = pq.read_table(stream, columns=columns and [*columns]).replace_schema_metadata()
             parts.append(part.append_column("event_date", pa.repeat(pa.scalar(day, pa.date32()), part.num_rows)))
         if not parts:
             raise MissingInput(f"{noun}: no day was asked for.")

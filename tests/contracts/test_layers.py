@@ -46,6 +46,7 @@ def test_the_contracts_are_kept() -> None:
         ("metrics.py", "from recflow.evaluation import gate", "the kernel"),
         ("storage.py", "from recflow import engine", "Inside the ground"),
         ("serving/bundle.py", "import torch", "torch and lightning"),
+        ("serving/bundle.py", "import faiss", "faiss in retrieval/ only"),
         ("training/fit.py", "import mlflow", "mlflow in registry/ only"),
         ("features/build.py", "import recflow_tasks", "Nothing in src imports dags"),
     ],

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 GRAPHS = {
     "prepare_data": {
+        "erase": {"ingest"},
         "ingest": {"validate"},
         "validate": {"build_features"},
         "build_features": {"materialize"},
@@ -34,8 +35,8 @@ GRAPHS = {
     "rollback": {"rollback": {"confirm_served"}, "confirm_served": set()},
 }
 STEPS = {
-    "ingest", "validate", "build_features", "materialize", "build_training_set", "train", "evaluate", "gate",
-    "publish", "confirm_served", "watch_drift", "rollback",
+    "erase", "ingest", "validate", "build_features", "materialize", "build_training_set", "train", "evaluate",
+    "gate", "publish", "confirm_served", "watch_drift", "rollback",
 }  # fmt: skip
 OUTLETS = {
     ("prepare_data", "materialize"): "features",

@@ -20,7 +20,12 @@ def test_another_process_gets_the_very_same_settings(tmp_path: Path, monkeypatch
         home=tmp_path / "var",
         online_retail_dir=tmp_path / "csv",
         training={"max_epochs": 3},
-        serving={"blocked_item_ids": ["85123A", "a,b"]},
+        serving={
+            "rules": {
+                "blocked_item_ids": ["85123A", "a,b"],
+                "pins": [{"placement": "home", "position": 1, "item_id": "22423", "country": "Germany"}],
+            }
+        },
         orchestration={"first_day": date(2011, 1, 3), "page_command": "mail -s 'it broke' ops"},
     )
     for name, value in settings_environment(chosen).items():

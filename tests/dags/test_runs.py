@@ -18,7 +18,7 @@ def line(tmp_path_factory: pytest.TempPathFactory) -> DemoRun:
 
 
 def test_prepare_data_fills_every_day_and_says_so(line: DemoRun) -> None:
-    steps = ("ingest", "validate", "build_features", "materialize")
+    steps = ("erase", "ingest", "validate", "build_features", "materialize")
     assert line.states("prepare_data") == [dict.fromkeys(steps, "success")]
     assert Storage(line.settings).days("user_purchase_stats") == line.days.dates()
     assert line.events("features") == [{"until": str(line.days.end)}]
@@ -46,8 +46,8 @@ def test_watch_drift_leaves_a_verdict(line: DemoRun) -> None:
 
 def test_every_step_left_its_record(line: DemoRun) -> None:
     records = [record for record in read_records(line.settings.home) if record["outcome"] == "done"]
-    assert [record["step"] for record in records][:12] == [
-        "ingest", "validate", "build_features", "materialize",
+    assert [record["step"] for record in records][:13] == [
+        "erase", "ingest", "validate", "build_features", "materialize",
         "build_training_set", "train", "evaluate", "watch_drift", "gate",
         "publish", "confirm_served", "watch_drift",
     ]  # fmt: skip

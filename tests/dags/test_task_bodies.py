@@ -65,7 +65,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any, Any]]:
     return calls
 
 
-@pytest.mark.parametrize("task_id", ["ingest", "validate", "build_features", "materialize"])
+@pytest.mark.parametrize("task_id", ["erase", "ingest", "validate", "build_features", "materialize"])
 def test_a_daily_task_is_one_step_for_the_days(call: Any, asked: Any, task_id: str) -> None:
     context = Context(start="2011-01-03", end="2011-01-09")
     assert call("prepare_data", task_id, **context) == f"uri of {task_id}"

@@ -8,16 +8,19 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from recflow.serving.feedback import EventLog
 from recflow.settings import Settings
 from tests.line_run import LATER, LineRun, walked
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 USERS = ["12346.0", "12349.0", "12351.0", "a-stranger"]
+FORGOTTEN = USERS[2]
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,12 @@ class Ground:
         """Return the server's answer to what was asked last."""
         assert self.server.stdout is not None
         return dict(json.loads(self.server.stdout.readline()))
+
+    def ask_to_forget(self) -> None:
+        """Leave a request for one of the users, as the endpoint does."""
+        log = EventLog(self.settings)
+        log.forget(FORGOTTEN, now=datetime(2012, 1, 1, tzinfo=UTC))
+        log.close()
 
     def ask(self, ask: str, **request: Any) -> dict[str, Any]:
         """Ask the server for something that has to succeed; return the answer."""

@@ -26,7 +26,7 @@ from typing import Any
 import pyarrow.parquet
 import safetensors.numpy
 
-from recflow import featurestore, pipeline
+from recflow import onlinestore, pipeline
 from recflow.schema import Days
 from recflow.settings import Settings
 from recflow.storage import Storage, content_hash
@@ -92,7 +92,9 @@ class Changes:
             self._change("statement")
 
     def _is_ours(self, path: Any) -> bool:
-        return isinstance(path, str | os.PathLike) and f"{path}".startswith(self.home) and "/leases/" not in f"{path}"
+        return (
+            isinstance(path, str | os.PathLike) and f"{path}".startswith(self.home) and not f"{path}".endswith(".lock")
+        )
 
     def _change(self, kind: str, before_death: Callable[[], None] | None = None) -> None:
         if self._is_acting:
@@ -131,6 +133,7 @@ def observe(request: dict[str, Any], settings: Settings) -> dict[str, Any]:
     """Look at a home as its readers do; whatever is in place has to be readable."""
     from recflow.registry.versions import champion
     from recflow.serving.batch import recommend_batch
+    from recflow.serving.feedback.erasures import list_requests
 
     storage, served = Storage(settings), champion(settings)
     assert served is not None
@@ -148,8 +151,9 @@ def observe(request: dict[str, Any], settings: Settings) -> dict[str, Any]:
         },
         "online": [
             [user.features, [user.item_ids, user.event_types, user.timestamps_us, user.quantities]]
-            for user in featurestore.open_reader(settings).users(request["users"])
+            for user in onlinestore.open_reader(settings).users(request["users"])
         ],
+        "requests": list_requests(settings),
         "champion": [served.content_hash, json.loads((served.folder / "bundle.json").read_text())["until"]],
         "answers": content_hash(answers.select(["user_id", "item_id", "rank"])),
     }
@@ -202,11 +206,13 @@ def _import_everything() -> None:
 
         import recflow.evaluation.evaluate
         import recflow.evaluation.gate
+        import recflow.events.erase
         import recflow.events.ingest
         import recflow.features.materialize
         import recflow.monitoring.drift
         import recflow.registry.versions
         import recflow.serving.batch
+        import recflow.training.erase
         import recflow.training.fit
         import recflow.training.sequence
         import recflow.validation.validate  # noqa: F401

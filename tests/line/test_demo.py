@@ -91,7 +91,7 @@ def test_a_purchase_changes_the_answer(run: DemoRun) -> None:
 
 def test_every_step_has_its_seconds_and_memory(run: DemoRun) -> None:
     assert [step["step"] for step in run.summary["steps"]] == [
-        "ingest", "validate", "build_features", "materialize",
+        "erase", "ingest", "validate", "build_features", "materialize",
         "build_training_set", "train", "evaluate", "watch_drift", "gate",
         "publish", "confirm_served", "watch_drift",
     ]  # fmt: skip

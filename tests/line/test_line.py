@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from recflow import featurestore
+from recflow import onlinestore
 from recflow.errors import FeedError
 from recflow.events.feed import Feed, resolve_feed
 from recflow.pipeline import DAILY, MODEL, replay
@@ -178,7 +178,7 @@ def test_a_mended_row_lands_in_events_and_features_and_online_store_follow(own: 
     assert {entry["rule"]: entry["rows"] for entry in listed} == BROKEN_RULES
     shown = recflow(own, "quarantine", "show", "--date", str(ODD_DAY), "--rule", "row_parses", "--out", str(rows))
     assert "Quantity: 'five'" in " ".join(shown.stdout.split())
-    before = featurestore.open_reader(own).users(["12351.0"])[0]
+    before = onlinestore.open_reader(own).users(["12351.0"])[0]
 
     rows.write_text(rows.read_text(encoding="utf-8").replace('"five"', '"5"'), encoding="utf-8")
     ended = recflow(own, "quarantine", "replay", str(rows))
@@ -188,7 +188,7 @@ def test_a_mended_row_lands_in_events_and_features_and_online_store_follow(own: 
     assert mended[["user_id", "item_id", "quantity"]].values.tolist() == [["12351.0", "22423", 5]]
     rules = Storage(own).read_partition("quarantine", ODD_DAY)["rule"].to_pylist()
     assert "row_parses" not in rules
-    after = featurestore.open_reader(own).users(["12351.0"])[0]
+    after = onlinestore.open_reader(own).users(["12351.0"])[0]
     assert sorted(after.item_ids) == sorted([*before.item_ids, "22423"])
     assert after.features != before.features
     again = replay(rows, own)

@@ -10,12 +10,13 @@ from tests.line.conftest import Ground
 from tests.line_run import LATER, recflow
 
 HELD_AT = ["move", 1]  # the first thing that is finished
-DAILY = ("ingest", "validate", "build_features", "materialize")
+DAILY = ("erase", "ingest", "validate", "build_features", "materialize")
 
 
 @pytest.fixture(autouse=True)
 def _as_the_line_left_it(ground: Ground) -> None:
     ground.put_back("pristine")
+    ground.ask_to_forget()
 
 
 def test_the_second_of_two_runs_is_refused_and_the_first_is_whole(ground: Ground) -> None:
@@ -23,6 +24,7 @@ def test_the_second_of_two_runs_is_refused_and_the_first_is_whole(ground: Ground
         ground.ask("run", step=step)
     alone = ground.ask("observe")
     ground.put_back("pristine")
+    ground.ask_to_forget()
     for step in DAILY:
         ground.start("run", step=step, hold_at=HELD_AT)
         ground.held()
@@ -58,3 +60,12 @@ def test_a_step_of_another_day_waits_its_turn_and_other_steps_go_on(ground: Grou
     storage = Storage(ground.settings)
     assert storage.days("events")[-1] == first
     assert storage.days("staged_events")[-1] == last
+
+
+def test_nothing_comes_in_while_people_are_taken_out(ground: Ground) -> None:
+    ground.start("run", step="erase", hold_at=HELD_AT)
+    ground.held()
+    for step in ("ingest", "validate"):
+        ended = recflow(ground.settings, "run", step, "--date", str(LATER.start))
+        assert (ended.returncode, f"recflow: {step}: another run holds" in ended.stderr) == (75, True)
+    assert "error" not in ground.let_go()

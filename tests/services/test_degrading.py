@@ -235,7 +235,7 @@ def test_an_mlflow_server_that_is_away_is_given_up_at_once(tmp_path: Path, monke
 
 
 def test_a_version_whose_files_are_damaged_is_refused_and_the_next_good_one_is_served(
-    shop: Shop, client: httpx.Client
+    shop: Shop, server: Server, client: httpx.Client
 ) -> None:
     settings, good = shop.settings, served(client)
     bad = shop.publish(model="ease")
@@ -252,6 +252,9 @@ def test_a_version_whose_files_are_damaged_is_refused_and_the_next_good_one_is_s
     time.sleep(5 * settings.serving.poll_seconds)
     assert ask(client)["model_version"] == good
     assert metric(client, 'recflow_swaps_total{outcome="refused"}') == refused + 1  # once, not with every look
+    workers(server)[0].kill()  # the one that is started in its place finds the damaged version
+    wait_for(lambda: served(client) == good and missing(client, "model"), 30)
+    assert ask(client)["fallback"] is None
     next_one = shop.publish(model="ease")
     wait_for(lambda: served(client) == next_one, 5)
     assert next_one not in (good, bad)

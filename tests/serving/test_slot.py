@@ -1,6 +1,7 @@
 """The slot follows the alias: loads aside, swaps at once, and keeps what answers when the next one can't."""
 
 import shutil
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +32,7 @@ class FakeRegistry:
         self.broken: Exception | None = None
         self.at_odds = False  # its versions with the settings
         self.fetched = 0
+        self.before: Release | None = None  # what the alias named earlier
 
     def version(self) -> str | None:
         if self.broken:
@@ -40,6 +42,11 @@ class FakeRegistry:
     def champion(self) -> Release | None:
         self.fetched += 1
         return self.release
+
+    def followed(self, version: str) -> Release | None:
+        assert self.release is not None
+        assert version == self.release.version
+        return self.before
 
 
 @pytest.fixture
@@ -54,7 +61,12 @@ def slot(registry: FakeRegistry, event_log: EventLog, settings: Settings) -> Mod
             raise ValueError("a rule names what the catalogue doesn't have")
         return Recommender(bundle, settings, version=version, event_log=event_log)
 
-    return ModelSlot(champion_version=registry.version, champion=registry.champion, recommender=recommender)
+    return ModelSlot(
+        champion_version=registry.version,
+        champion=registry.champion,
+        recommender=recommender,
+        followed=registry.followed,
+    )
 
 
 @pytest.fixture
@@ -153,3 +165,40 @@ def test_it_says_what_it_cannot_follow_until_it_can(
     _move(registry, "3", built.folder)
     slot.refresh()
     assert (slot.refusal, slot.current.version) == (None, "3")
+
+
+def test_a_worker_that_starts_on_a_refused_version_answers_from_the_one_before(
+    slot: ModelSlot, registry: FakeRegistry, built: Built, broken: Path
+) -> None:
+    registry.before = Release("1", built.folder)
+    _move(registry, "2", broken)
+    assert [slot.refresh(), slot.refresh()] == [True, False]
+    assert (slot.current.version, slot.refusal) == ("1", "version 2 is refused; the log says why")
+    _move(registry, "3", built.folder)
+    assert slot.refresh() is True
+    assert (slot.current.version, slot.refusal) == ("3", None)
+
+
+def test_where_the_one_before_is_broken_too_nothing_answers(
+    slot: ModelSlot, registry: FakeRegistry, built: Built, broken: Path
+) -> None:
+    registry.before = Release("1", broken)
+    _move(registry, "2", broken)
+    assert slot.refresh() is False
+    assert (slot.current, slot.refusal) == (None, "version 2 is refused; the log says why")
+    _move(registry, "3", built.folder)
+    assert slot.refresh() is True
+
+
+def test_a_refused_version_is_tried_again_after_a_while(
+    slot: ModelSlot, registry: FakeRegistry, built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    away = tmp_path / "not mounted yet"
+    _move(registry, "1", away)
+    assert [slot.refresh(), slot.refresh()] == [False, False]
+    shutil.copytree(built.folder, away)
+    assert (slot.refresh(), registry.fetched) == (False, 1)
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now + 6)
+    assert slot.refresh() is True
+    assert (slot.current.version, slot.refusal) == ("1", None)

@@ -12,6 +12,7 @@ from recflow.errors import FeatureError, MissingInput, TrainingError
 from recflow.models.context import context_of
 from recflow.models.dataset import TrainingSet
 from recflow.models.interactions import PURCHASE
+from recflow.onlinestore import OnlineUser
 from recflow.schema import day_end
 from recflow.settings import Settings, load_settings
 from recflow.storage import Storage
@@ -92,7 +93,7 @@ def test_training_and_serving_encode_alike(shop: Shop, training_set: TrainingSet
     for user_idx in training_set.examples.user_idx[rows]:
         own = before[before["user_id"] == training_set.users["user_id"][int(user_idx)].as_py()]
         online.append(
-            featurestore.OnlineUser(
+            OnlineUser(
                 features={},
                 item_ids=own["item_id"].tolist(),
                 event_types=own["event_type"].tolist(),

@@ -6,6 +6,7 @@ should be as a whole stops the step. A day has the shop's own feed and, where th
 """
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -13,10 +14,12 @@ from typing import Any, Final, NamedTuple
 import pyarrow as pa
 
 from recflow.console import track
+from recflow.erasures import without_erased
 from recflow.errors import FeedError, FeedLate
 from recflow.events import invoice_lines, jsonl, online_retail
 from recflow.events.feed import Feed, feedback_folder, resolve_feed
 from recflow.events.files import ITEMS_DATED, FeedFile, Staged
+from recflow.privacy import check_home
 from recflow.schema import STAGED_EVENTS, Days
 from recflow.settings import Settings
 from recflow.storage import Artifact, Storage
@@ -50,7 +53,9 @@ def ingest(days: Days, settings: Settings) -> Artifact:
     Raises:
         FeedLate: a day's file isn't there and no later one is.
         FeedError: a file isn't what it should be; nothing was written for the days read with it.
+        SettingsError: the home's pseudonyms were made with another key.
     """
+    check_home(settings)
     feed = resolve_feed(settings)
     found = _find(feed, days, settings)
     storage = Storage(settings)
@@ -102,6 +107,9 @@ def restage(rows: pa.Table, settings: Settings) -> pa.Table:
 
     `rows` has at least raw, row_id, batch, event_date, event_id and source. Day, batch and place stay what they were,
     and so does the id unless `raw` names one: a mended row takes the old one's place.
+
+    Raises:
+        FeedError: a row names somebody who was erased.
     """
     import numpy as np
 
@@ -111,7 +119,13 @@ def restage(rows: pa.Table, settings: Settings) -> pa.Table:
         if chosen.any():
             parts.append(read_again(rows.filter(pa.array(chosen)), settings))
             places.append(np.flatnonzero(chosen))
-    return pa.concat_tables(parts).take(pa.array(np.argsort(np.concatenate(places))))
+    staged = pa.concat_tables(parts)
+    erased = staged.num_rows - without_erased(staged, settings).num_rows
+    if erased:
+        raise FeedError(
+            f"{erased} mended rows name people who were erased on their request. Take these rows out and try again."
+        )
+    return staged.take(pa.array(np.argsort(np.concatenate(places))))
 
 
 def _find(feed: Feed, days: Days, settings: Settings) -> _Found:
@@ -169,7 +183,15 @@ def _spans(days: Days, found: _Found) -> list[Days]:
 
 
 def _read(feed: Feed, files: _Found, settings: Settings) -> Staged:
-    """Read the files of some days: the shop's own rows first, then the endpoint's, numbered on by day."""
+    """Read the files of some days: the shop's own rows first, then the endpoint's, numbered on by day.
+
+    Rows of people who were erased are left out, and so nothing is said of them; the others keep their numbers.
+    """
+    staged = _read_all(feed, files, settings)
+    return replace(staged, events=without_erased(staged.events, settings))
+
+
+def _read_all(feed: Feed, files: _Found, settings: Settings) -> Staged:
     if feed.source == "jsonl":
         staged = jsonl.read(files.main, settings, has_items=files.items is not None)
         if files.items is not None:

@@ -35,6 +35,7 @@ COLUMNS: Final = (
     "CustomerID",
     "Country",
 )
+USER_COLUMN: Final = "CustomerID"
 
 _STOCK_ROOM: Final = (
     "adjust|adjusted|adjustment|amazon|breakages?|broken|check|checked|counted|cracked|crushed|dagamed|damages?|"

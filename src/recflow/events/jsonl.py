@@ -20,6 +20,7 @@ from recflow import engine
 from recflow.errors import FeedError
 from recflow.events.files import ITEMS_DATED, FeedFile, Staged, list_days, quoted, scan_file
 from recflow.events.json_fields import FOUND, errors_of, parsed, value_of
+from recflow.events.people import hide_in_json
 from recflow.schema import EVENTS, ITEMS, STAGED_EVENTS
 from recflow.settings import Settings
 
@@ -63,7 +64,7 @@ def read(files: Sequence[FeedFile], settings: Settings, *, source: str = SOURCE,
         FeedError: an event has a key that no event has, or a file was cut inside its last line.
     """
     backend = engine.connect(settings)
-    events = _stage(backend, _lines(files), source)
+    events = _stage(backend, hide_in_json(backend, _lines(files), settings), source)
     backend.con.register("events", events)
     items = ITEMS_DATED.empty_table() if has_items else backend.con.sql(_ITEMS_OF_EVENTS).to_arrow_table()
     return Staged(events, items.cast(ITEMS_DATED), _count_quirks(backend))
@@ -100,7 +101,7 @@ def restage(rows: pa.Table, settings: Settings) -> pa.Table:
         " THEN json_extract_string(raw, '$.line') ELSE raw END AS raw, n, row_id, batch, event_date AS day,"
         " event_id AS known_id, source AS known_source FROM mended ORDER BY n"
     ).to_arrow_table()
-    return _stage(backend, lines, SOURCE)
+    return _stage(backend, hide_in_json(backend, lines, settings), SOURCE)
 
 
 def _lines(files: Sequence[FeedFile]) -> pa.Table:
@@ -137,9 +138,9 @@ def _check_last(file: FeedFile, lines: list[str]) -> None:
     try:
         json.loads(lines[-1] or "{}")
     except json.JSONDecodeError as error:
-        raise FeedError(
+        raise FeedError(  # without a word of the line: it may be about a person, and messages are logged
             f"{file.path}: truncated: expected a JSON object and a line end as line {len(lines)}, the last, found "
-            f"{lines[-1][-FOUND:]!r}. Deliver the file again, whole."
+            f"{len(lines[-1])} characters that are none. Deliver the file again, whole."
         ) from error
 
 

@@ -15,7 +15,8 @@ import pyarrow as pa
 from recflow import engine
 from recflow.errors import FeedError
 from recflow.events.files import FeedFile, Staged, first_line, list_days, quoted, scan_file
-from recflow.events.invoice_lines import COLUMNS, stage_lines
+from recflow.events.invoice_lines import COLUMNS, USER_COLUMN, stage_lines
+from recflow.events.people import hide_in_column
 from recflow.schema import STAGED_EVENTS
 from recflow.settings import Settings
 
@@ -59,7 +60,8 @@ def read(files: Sequence[FeedFile], settings: Settings) -> Staged:
         FeedError: a file's lines aren't what its header promises; the message names file and line.
     """
     backend = engine.connect(settings)
-    return stage_lines(backend, _read_lines(backend, files, settings.feed.max_line_bytes))
+    lines = _read_lines(backend, files, settings.feed.max_line_bytes)
+    return stage_lines(backend, hide_in_column(lines, USER_COLUMN, settings))
 
 
 def restage(rows: pa.Table, settings: Settings) -> pa.Table:
@@ -74,7 +76,7 @@ def restage(rows: pa.Table, settings: Settings) -> pa.Table:
         f"SELECT {fields}, n, row_id, batch, event_date AS day FROM (SELECT *,"
         f" json_transform(CASE WHEN json_valid(raw) THEN raw END, {structure}) AS fields FROM mended) ORDER BY n"
     ).to_arrow_table()
-    events = stage_lines(backend, lines).events
+    events = stage_lines(backend, hide_in_column(lines, USER_COLUMN, settings)).events
     return events.set_column(0, STAGED_EVENTS.field(0), rows["event_id"].combine_chunks())
 
 
@@ -107,7 +109,7 @@ def _read_lines(backend: "Backend", files: Sequence[FeedFile], max_line_bytes: i
     try:
         lines = _read_csv(backend, files, max_line_bytes)
     except Exception as error:  # the engine's own types stay in engine.py; anything raised here is about the files
-        raise _blame(backend, files, max_line_bytes, error) from error
+        raise _blame(backend, files, max_line_bytes, error) from None  # the engine quotes lines; causes are logged
     of_file = pc.index_in(lines["filename"], pa.array([str(file.path) for file in files])).to_numpy()  # (lines,)
     order = np.arange(len(of_file))
     starts = np.searchsorted(of_file, np.arange(len(files)))  # (files,)
@@ -159,7 +161,8 @@ def _diagnosis(file: FeedFile, reported: str) -> str:
     content = file.path.read_bytes()
     if 0 < content.count(b"\r\n") < content.count(b"\n"):
         return "expected one kind of line end, found both LF and CR LF. Convert the file (dos2unix) and try again."
-    return f"can't be read as CSV: {' '.join(reported.split())[:200]} {_AGAIN}"
+    reason = reported.partition("Original Line")[0]  # not what the line says
+    return f"can't be read as CSV: {' '.join(reason.split())[:200]} {_AGAIN}"
 
 
 def _unglobbed(path: str) -> str:

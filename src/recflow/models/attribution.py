@@ -5,7 +5,7 @@ Letters as in `interactions`; R rows asked for.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, Self
+from typing import Protocol, Self, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,6 +67,7 @@ class FactoredRanking(Ranking, Protocol):
         """Return what `scores` has for these items."""
 
 
+@runtime_checkable
 class Factored(Protocol):
     """A ranker whose rankings are factored."""
 

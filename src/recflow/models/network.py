@@ -157,9 +157,10 @@ class SequenceModel(nn.Module):
         for embedding in (self.event_type, self.age):
             nn.init.normal_(embedding.weight, std=0.02)
 
-    def items(self, item_features: Tensor) -> Tensor:
-        """Return the catalogue's embeddings (V, D)."""
-        table: Tensor = self.item_id.weight + self.item_text(self.text) + self.item_facts(item_features)
+    def items(self, item_features: Tensor, rows: slice = slice(None)) -> Tensor:
+        """Return the catalogue's embeddings (V, D), or some rows of them."""
+        facts = self.item_facts(item_features[rows])
+        table: Tensor = self.item_id.weight[rows] + self.item_text(self.text[rows]) + facts
         return table
 
     def queries(self, batch: Batch, table: Tensor) -> Tensor:
@@ -213,6 +214,7 @@ def build(config: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Sequ
     """Build the network of a config with the given weights."""
     names = SequenceConfig.__dataclass_fields__
     weights = {name: torch.from_numpy(array) for name, array in arrays.items()}
-    model = SequenceModel(SequenceConfig(**{name: config[name] for name in names}), weights["text"])
-    model.load_state_dict(weights)
+    with torch.device("meta"):  # what the weights replace takes no memory and no random numbers
+        model = SequenceModel(SequenceConfig(**{name: config[name] for name in names}), weights["text"])
+    model.load_state_dict(weights, assign=True)
     return model

@@ -21,6 +21,8 @@ from recflow.models.network import AGE_BUCKETS, AttentionBlock, SequenceModel, a
 from recflow.models.repeats import RepeatPairs
 
 _TINY = 1e-12  # as in F.normalize
+_ITEMS_AT_ONCE = 100_000  # whose vectors are worked out, so that no second catalogue is in memory
+_COPIED_BELOW = 100_000  # items; a second copy of a catalogue that is searched by an index would be for nothing
 _LEAST_OTHERS = 0.05  # attention left to all others: an event that has nearly all isn't blown up without limit
 
 
@@ -29,31 +31,27 @@ class Catalogue:
     """The items as of one table of features."""
 
     features: Tensor  # (V, G)
-    table: Tensor  # (V, D) embeddings
-    scale_and_bias: Tensor  # (V, 2) what a query's product with the embedding is multiplied with, then what is added
+    vectors: Tensor  # (V, D + 1) the embeddings' directions times the scale, then the bias, which a query's 1 meets
+    unscaled: Tensor  # (V, 1) what the first D numbers are multiplied with to be the embedding again
     inverse_lengths: NDArray[np.float32]  # (V,) of the embeddings
 
     @cached_property
-    def mean(self) -> tuple[Tensor, Tensor]:  # (D,), ()
-        """Return the mean of the scaled directions, and of the biases."""
-        return (self.scale_and_bias[:, 0] @ self.table) / len(self.table), self.scale_and_bias[:, 1].mean()
+    def mean(self) -> Tensor:  # (D + 1,)
+        """Return the mean of the vectors."""
+        return self.vectors.mean(dim=0)
 
     @cached_property
     def by_dimension(self) -> Tensor:  # (D + 1, V)
         """Return the vectors of all items in the order in which a query is multiplied with all of them."""
-        return self._vectors(self.table, self.scale_and_bias).T.contiguous()
+        return self.vectors.T.contiguous() if len(self.vectors) < _COPIED_BELOW else self.vectors.T
 
-    def vectors(self, items: Tensor | None = None) -> Tensor:  # (*, D + 1)
-        """Return the vectors of some items, or of all: the scaled direction, then the bias, which a query's 1 meets."""
-        if items is None:
-            return self._vectors(self.table, self.scale_and_bias)
-        chosen = items.flatten()
-        vectors = self._vectors(self.table.index_select(0, chosen), self.scale_and_bias.index_select(0, chosen))
-        return vectors.view(*items.shape, vectors.shape[1])
+    def take(self, items: Tensor) -> Tensor:  # (*, D + 1)
+        """Return the vectors of some items."""
+        return self.vectors.index_select(0, items.flatten()).view(*items.shape, self.vectors.shape[1])
 
-    @staticmethod
-    def _vectors(table: Tensor, scale_and_bias: Tensor) -> Tensor:
-        return torch.cat([table * scale_and_bias[:, :1], scale_and_bias[:, 1:]], dim=1)
+    def embeddings(self, items: Tensor) -> Tensor:  # (N, D)
+        """Return the embeddings of some items."""
+        return self.vectors.index_select(0, items)[:, :-1] * self.unscaled.index_select(0, items)
 
 
 @dataclass(frozen=True)
@@ -96,7 +94,7 @@ class Packed:
             "back": np.concatenate([event_at, query_at]),
             "weights": weights.reshape(n_rows, 1, width)[:, :, :-1],
         }
-        device = catalogue.table.device
+        device = catalogue.vectors.device
         return cls(**{name: torch.from_numpy(array).to(device) for name, array in arrays.items()})
 
     def spread(self, states: Tensor) -> Tensor:  # (N + B, *) -> (B, P, *)
@@ -220,17 +218,22 @@ class ScoringNetwork:
     def catalogue(self, item_features: NDArray[np.float32]) -> Catalogue:
         """Work out what the items bring along."""
         features = torch.from_numpy(item_features).to(self._kinds.device)
-        table = self.model.items(features)
-        lengths = table.norm(dim=1, keepdim=True).clamp(min=_TINY)
-        scale = self.model.log_scale.exp() / lengths
-        facts = torch.cat([scale, self.model.bias(features)], dim=1)
-        return Catalogue(features, table, facts, (1 / lengths[:, 0]).cpu().numpy())
+        scale = self.model.log_scale.exp()
+        vectors = features.new_empty(len(features), self.model.config.embedding_size + 1)
+        lengths = features.new_empty(len(features), 1)
+        for first in range(0, len(features), _ITEMS_AT_ONCE):
+            rows = slice(first, first + _ITEMS_AT_ONCE)
+            table = self.model.items(features, rows)
+            lengths[rows] = table.norm(dim=1, keepdim=True).clamp_(min=_TINY)
+            vectors[rows, :-1] = table * (scale / lengths[rows])
+            vectors[rows, -1:] = self.model.bias(features[rows])
+        return Catalogue(features, vectors, lengths / scale, (1 / lengths[:, 0]).cpu().numpy())
 
     def encode(self, context: Context, catalogue: Catalogue) -> Encoded:
         """Read the histories."""
         length = self.model.config.sequence_length
         packed = Packed.of(context, catalogue, length=length, age_weights=self._age_weights)
-        seen = catalogue.table.index_select(0, packed.item)  # (N, D)
+        seen = catalogue.embeddings(packed.item)  # (N, D)
         events = seen + self._kinds.index_select(0, packed.kind)
         events = events.add_(self._place.index_select(0, packed.place)).addcmul_(packed.quantity, self._quantity)
         asking = self._shopper(torch.from_numpy(context.user_features).to(seen.device))  # (B, D)
@@ -262,11 +265,11 @@ class ScoringNetwork:
 
     def again(self, context: Context, pairs: RepeatPairs, encoded: Encoded, catalogue: Catalogue) -> Tensor:  # (P,)
         """Return what the head for repeats adds to each pair of a shopper and an item of its history."""
-        device = catalogue.table.device
+        device = catalogue.vectors.device
         shopper, item = (torch.from_numpy(index).to(device) for index in (pairs.shopper, pairs.item))
-        product = torch.linalg.vecdot(encoded.query.index_select(0, shopper), catalogue.table.index_select(0, item))
-        scale, bias = catalogue.scale_and_bias.index_select(0, item).unbind(dim=1)
-        base = torch.addcmul(bias, product, scale)[:, None] / 5
+        vectors = catalogue.vectors.index_select(0, item)
+        product = torch.linalg.vecdot(encoded.query.index_select(0, shopper), vectors[:, :-1])
+        base = product.add_(vectors[:, -1])[:, None] / 5
         facts, users = (torch.from_numpy(array).to(device) for array in (pairs.features, context.user_features))
         (wide, last), (bias, last_bias) = self._again
         n_pair, n_item = facts.shape[1], catalogue.features.shape[1]

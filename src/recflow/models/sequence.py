@@ -55,9 +55,9 @@ class SequenceRanker:
         return SequenceRanking(self._network, catalogue, context, encoded, pairs, again)
 
     def item_vectors(self, item_features: NDArray[np.float32]) -> NDArray[np.float32]:  # (V, D + 1)
-        """Return the items' directions times the scale, then their bias."""
+        """Return the items' directions times the scale, then their bias; the model's own, not to be written to."""
         with torch.inference_mode():
-            return self._items(item_features).vectors().cpu().numpy()
+            return self._items(item_features).vectors.cpu().numpy()
 
     def _items(self, item_features: NDArray[np.float32]) -> Catalogue:
         """Return the catalogue, kept from one call to the next: the endpoint's features don't change."""
@@ -132,11 +132,9 @@ class SequenceRanking:
             again, shares = again[rows], shares[rows]
         known = torch.from_numpy(np.maximum(items, 0)).to(encoded.query.device).flatten()
         with torch.inference_mode():
-            catalogue, (mean, mean_bias) = self.catalogue, self.catalogue.mean
-            scale, bias = catalogue.scale_and_bias.index_select(0, known).unbind(dim=1)
-            vectors = torch.addcmul(-mean, catalogue.table.index_select(0, known), scale[:, None])
-            vectors = vectors.view(*items.shape, len(mean))  # (R, K, D)
-            total = (vectors @ encoded.query[..., None])[..., 0] + (bias.view(items.shape) - mean_bias)
+            found = (self.catalogue.vectors.index_select(0, known) - self.catalogue.mean).view(*items.shape, -1)
+            vectors = found[..., :-1].contiguous()  # (R, K, D)
+            total = (vectors @ encoded.query[..., None])[..., 0] + found[..., -1]
             events, taste = (part.cpu().numpy() for part in self.network.parts(vectors, encoded))
         n_recent = events.shape[2]
         events += taste[..., None] * shares[:, None, shares.shape[1] - n_recent :]
@@ -166,12 +164,11 @@ class SequenceRanking:
         return torch.nn.functional.pad(query, (0, 1), value=1.0)
 
     def _vectors(self, items: NDArray[np.int32]) -> Tensor:  # (R, K, D + 1)
-        chosen = torch.from_numpy(np.maximum(items, 0)).to(self.catalogue.table.device)
-        return self.catalogue.vectors(chosen)
+        return self.catalogue.take(torch.from_numpy(np.maximum(items, 0)).to(self.catalogue.vectors.device))
 
     def _again(self, items: NDArray[np.int32], rows: Rows | None) -> NDArray[np.float32]:  # (R, K)
         """Look up what the head for repeats adds to items; 0 where the shopper has no event with the item."""
-        n_items = len(self.catalogue.table)
+        n_items = len(self.catalogue.vectors)
         shoppers = np.arange(len(items)) if rows is None else rows
         keys = self.pairs.shopper * n_items + self.pairs.item  # ascending
         wanted = np.asarray(shoppers)[:, None] * n_items + np.maximum(items, 0)

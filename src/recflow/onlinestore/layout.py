@@ -14,6 +14,7 @@ from google.protobuf.descriptor_pb2 import FieldDescriptorProto, FileDescriptorP
 from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message_factory import GetMessageClass
 
+from recflow.console import log
 from recflow.onlinestore import HISTORY_FEATURES, PROJECT, OnlineUser, StoredView
 
 _STRING: Final = 2  # feast.types.ValueType.STRING
@@ -52,10 +53,23 @@ class UserLayout:
         return self._prefix + _text(user_id)
 
     def user(self, stored: Mapping[str, bytes | None]) -> OnlineUser:
-        """Make a user's row of the values that the store has, by feature; what is missing is null."""
+        """Make a user's row of the values that the store has, by feature; what is missing is null.
+
+        A row that can't be read is that of a stranger: those that are read beside it are none the worse.
+        """
+        try:
+            return self._row(stored)
+        except Exception as error:  # bytes are wrong in ways that can't be listed
+            log.warning("The online store has a row that can't be read (%s).", type(error).__name__)
+            return self._row({})
+
+    def _row(self, stored: Mapping[str, bytes | None]) -> OnlineUser:
         get = stored.get
         features = {name: decoder(get(name)) for name, decoder in zip(self._names, self._decoders, strict=True)}
-        return OnlineUser(features, *[decode(get(name)) or [] for name in HISTORY_FEATURES])
+        history = [decode(get(name)) or [] for name in HISTORY_FEATURES]
+        if len(set(map(len, history))) > 1:
+            raise ValueError("the columns of a history differ in length")
+        return OnlineUser(features, *history)
 
 
 def entity_key(join_key: str, name: str) -> bytes:

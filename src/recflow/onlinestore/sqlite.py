@@ -6,10 +6,12 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from recflow.console import log
 from recflow.onlinestore import PROJECT, OnlineUser, StoredView
 from recflow.onlinestore.layout import UserLayout, table
 
 _MARK = f"{PROJECT}__mark"  # no view's table: their names have one underscore there
+_LOG_MILLISECONDS = 1_000  # readers, which take one, are waited for
 _WRITE_SECONDS = 30.0  # a writer waits for another one: a day's batch of rows takes less
 
 
@@ -97,6 +99,18 @@ class SqliteBackend:
                     " OR feature_name NOT IN (SELECT feature_name FROM declared WHERE view = ?)",
                     (view.join_key, view.name),
                 )
+        self._write_anew()
+
+    def _write_anew(self) -> None:
+        """Write the whole file anew: pages that were split once keep copies of rows that deleting can't overwrite."""
+        uri = f"{self._database.as_uri()}?mode=rw"
+        with contextlib.closing(sqlite3.connect(uri, uri=True, timeout=_WRITE_SECONDS)) as connection:
+            connection.execute("PRAGMA secure_delete = ON")
+            connection.execute("VACUUM")
+            connection.execute(f"PRAGMA busy_timeout = {_LOG_MILLISECONDS}")
+            (is_busy, *_) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        if is_busy:
+            log.warning("The online store's log is in use: what was deleted stays in it until it is written over.")
 
     def mark(self) -> str | None:
         """Return the mark that was set last; None where there is none, or no file."""

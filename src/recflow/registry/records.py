@@ -87,6 +87,17 @@ def fetch_version(version: str, settings: Settings) -> Champion:
     return Champion(found.version, fetch(found.source, found.content_hash, settings), found.content_hash)
 
 
+def followed(version: str, settings: Settings) -> Champion | None:
+    """Return the version that a champion followed, with its files; None where it was the first.
+
+    Raises:
+        RegistryError: one of the two isn't kept any more, or MLflow can't be asked.
+        BundleInvalid: the earlier one's files are gone.
+    """
+    before = show(version, settings).follows
+    return None if before is None else fetch_version(before, settings)
+
+
 def list_versions(settings: Settings) -> list[Version]:
     """Return all versions that are kept, newest first."""
     if not is_started(settings):

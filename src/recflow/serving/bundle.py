@@ -37,7 +37,7 @@ from recflow.models.catalog import load_ranker
 from recflow.models.dataset import TrainingSet
 from recflow.models.features import Encoders
 from recflow.models.interactions import Ranker
-from recflow.models.weights import read_arrays
+from recflow.models.weights import read_arrays, release_pages
 from recflow.retrieval.dense import Index, ListIndex, build_index, load_index
 from recflow.schema import day_end
 from recflow.serving.catalogue import Codes, price_levels
@@ -376,5 +376,4 @@ def _prepare(bundle: Bundle) -> None:
     for name, member in vars(Bundle).items():
         if isinstance(member, cached_property):
             getattr(bundle, name)
-    if bundle.index is not None and isinstance(bundle.ranker, Factored):
-        bundle.ranker.slim()
+    release_pages()

@@ -14,6 +14,8 @@ from recflow.serving.recommend import Recommender
 from recflow.serving.requests import RecommendRequest, SessionEvent
 from recflow.storage import Release
 
+_RETRY_SECONDS = 60.0  # a refused version is looked at again: its files may be back; a load costs some seconds of CPU
+_RETRY_SECONDS_IDLE = 5.0  # where nothing else can answer
 _SILENT_SECONDS = 5.0  # a registry's answer takes milliseconds; after so long readiness says that there is none
 
 
@@ -26,12 +28,18 @@ class ModelSlot:
         champion_version: Callable[[], str | None],
         champion: Callable[[], Release | None],
         recommender: Callable[[Bundle, str], Recommender],
+        followed: Callable[[str], Release | None] = lambda version: None,
     ) -> None:
-        """Take the ways to ask the registry and to make a recommender of a bundle."""
+        """Take the ways to ask the registry and to make a recommender of a bundle.
+
+        `followed` returns the version that another one followed as champion.
+        """
         self._champion_version = champion_version
         self._champion = champion
         self._recommender = recommender
+        self._followed = followed
         self._refused: str | None = None
+        self._retry_at = 0.0  # monotonic seconds
         self._said: str | None = None
         self.current: Recommender | None = None
         self.refusal: str | None = None  # why the champion isn't the version that answers
@@ -50,8 +58,9 @@ class ModelSlot:
     def refresh(self) -> bool:
         """Look at the alias; load and swap where it names another version. Return whether the version changed.
 
-        What can't be loaded or fails its probe is refused once and not tried again while the alias stays; the version
-        in force goes on. A registry that can't be asked changes nothing and is asked again. One look at a time.
+        What can't be loaded or fails its probe is refused and left alone for a while; the version in force goes on, or
+        where there is none the one before. A registry that can't be asked changes nothing and is asked again. One look
+        at a time.
         """
         with self._refreshing:
             return self._refresh()
@@ -63,7 +72,8 @@ class ModelSlot:
             served = self.current.version if self.current else None
             if wanted == served:
                 self._refused = self.refusal = None
-            release = self._champion() if wanted not in (None, served, self._refused) else None
+            is_refused = wanted == self._refused and time.monotonic() < self._retry_at
+            release = self._champion() if wanted not in (None, served) and not is_refused else None
             self._said = self._complaint = None
         except BundleInvalid as error:
             return self._refuse(str(wanted), error)
@@ -79,6 +89,7 @@ class ModelSlot:
             self._swap(release)
         except Exception as error:  # a version at odds with this machine or its settings is met in any way
             return self._refuse(release.version, error)
+        self._refused = self.refusal = None
         return True
 
     def _asked(self) -> str | None:
@@ -93,13 +104,25 @@ class ModelSlot:
         self.refusal = f"version {version} is refused; the log says why"
         metrics.SWAPS.labels("refused").inc()
         log.error("Version %s is refused, %s goes on: %s", version, self._served(), error)
-        return False
+        is_new = self.current is None and self._go_back(version)
+        self._retry_at = time.monotonic() + (_RETRY_SECONDS if self.current else _RETRY_SECONDS_IDLE)
+        return is_new
+
+    def _go_back(self, version: str) -> bool:
+        try:
+            release = self._followed(version)
+            if release is None:
+                return False
+            self._swap(release)
+        except Exception as error:
+            log.error("The version before %s can't be served either: %s", version, error)
+            return False
+        return True
 
     def _swap(self, release: Release) -> None:
         recommender = self._recommender(load_bundle(release.folder), release.version)
         self._warm_up(recommender)
         before, self.current = self._served(), recommender
-        self._refused = self.refusal = None
         if before != "nothing":
             metrics.MODEL.labels(before).set(0)
         metrics.MODEL.labels(release.version).set(1)

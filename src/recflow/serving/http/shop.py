@@ -43,6 +43,7 @@ class Registry(NamedTuple):
     champion: Callable[[], Release | None]
     versions: Callable[[], list[dict[str, str]]]  # newest first, in plain words
     promote: Callable[[str], object]  # may raise BundleInvalid
+    followed: Callable[[str], Release | None] = lambda version: None  # the version before; may raise BundleInvalid
 
 
 class Shop:
@@ -83,7 +84,10 @@ class Shop:
         self.answerer = Answerer(self.store, self.campaigns, observe=self._observe)
         self._stages: list[tuple[str, float, int]] = []  # of the batch that is worked on
         self.slot = ModelSlot(
-            champion_version=registry.champion_version, champion=registry.champion, recommender=self._recommender
+            champion_version=registry.champion_version,
+            champion=registry.champion,
+            recommender=self._recommender,
+            followed=registry.followed,
         )
         self.answering: Batcher[Call, Any] = Batcher(self._answer_together, serving.answered_together)
         self.is_draining = False
