@@ -27,7 +27,7 @@ from tests.services.load import KNOWN, Shop, make_shop, tell, view, wait_for, wo
 pytestmark = pytest.mark.servers
 
 _BUDGET_SECONDS = 0.15  # of the online store, the default
-_ANSWER_SECONDS = 1.0  # for an answer without the store on a machine that does other things as well
+_ANSWER_SECONDS = 2.0  # for an answer without the store on a machine that does other things as well
 _RECOVERY_SECONDS = 10.0  # by itself, from when what was broken is back
 _SERVING = {"poll_seconds": 0.2, "store_retry_seconds": 0.5, "drain_seconds": 0.1}
 
@@ -252,7 +252,9 @@ def test_a_version_whose_files_are_damaged_is_refused_and_the_next_good_one_is_s
     time.sleep(5 * settings.serving.poll_seconds)
     assert ask(client)["model_version"] == good
     assert metric(client, 'recflow_swaps_total{outcome="refused"}') == refused + 1  # once, not with every look
-    workers(server)[0].kill()  # the one that is started in its place finds the damaged version
+    (killed,) = workers(server)
+    killed.kill()  # the one that is started in its place finds the damaged version
+    wait_for(lambda: killed not in workers(server))
     wait_for(lambda: served(client) == good and missing(client, "model"), 30)
     assert ask(client)["fallback"] is None
     next_one = shop.publish(model="ease")

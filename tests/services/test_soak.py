@@ -158,9 +158,10 @@ class Faults:
         self.recoveries: dict[str, list[float]] = {"redis frozen": [], "redis killed": [], "postgres killed": []}
 
     async def go_on(self, until: float) -> None:
-        for step in itertools.cycle((self._switch, self._freeze_redis, self._roll_back, self._kill_redis,
-                                     self._kill_postgres, self._publish)):  # fmt: skip
-            if time.monotonic() > until - 3:  # the last one is over before the end
+        steps = (self._switch, self._freeze_redis, self._roll_back, self._kill_redis, self._kill_postgres,
+                 self._publish)  # fmt: skip
+        for number, step in enumerate(itertools.cycle(steps)):
+            if number >= len(steps) and time.monotonic() > until - 3:  # each once; the last one is over before the end
                 break
             await step()
             await asyncio.sleep(0.5)
