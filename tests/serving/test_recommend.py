@@ -131,6 +131,21 @@ def test_stored_features_of_another_model_are_left_out(ask: Asking, reader: Fake
     assert len(answer["items"]) == 20
 
 
+def test_a_stored_row_that_is_at_odds_with_itself_harms_nobody_else(ask: Asking, reader: FakeReader) -> None:
+    other = "13007.0"
+    alone = ask(RecommendRequest(user_id=other))
+    row_of = reader._row
+
+    def broken(user_id: str) -> object:
+        row = row_of(user_id)
+        return SimpleNamespace(**{**vars(row), "event_types": row.event_types[1:]}) if user_id == USER else row
+
+    reader._row = broken
+    one, two = ask(RecommendRequest(user_id=USER), RecommendRequest(user_id=other))
+    assert one["fallback"] == {"kind": "popularity", "why": "the stored row can't be used"}
+    assert _without_id(two) == _without_id(alone)
+
+
 @pytest.mark.parametrize("failure", ["raises", "nan"])
 def test_a_model_that_fails_leaves_the_tables_to_answer(
     ask: Asking, monkeypatch: pytest.MonkeyPatch, failure: str

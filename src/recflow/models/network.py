@@ -214,7 +214,6 @@ def build(config: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Sequ
     """Build the network of a config with the given weights."""
     names = SequenceConfig.__dataclass_fields__
     weights = {name: torch.from_numpy(array) for name, array in arrays.items()}
-    with torch.device("meta"):  # what the weights replace takes no memory and no random numbers
-        model = SequenceModel(SequenceConfig(**{name: config[name] for name in names}), weights["text"])
-    model.load_state_dict(weights, assign=True)
+    model = SequenceModel(SequenceConfig(**{name: config[name] for name in names}), weights["text"])
+    model.load_state_dict(weights, assign=True)  # no second copy, and what is mapped stays mapped
     return model

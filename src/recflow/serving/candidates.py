@@ -116,6 +116,7 @@ class CandidateSearch:
         self._tables = tables
         self._rules = rules
         self._history_length = history_length
+        tables.bestsellers(None)  # puts all countries in order: no request shall wait for it
 
     def all_scores(self, ranked: "Ranked") -> None:
         """Return nothing: nobody asks for so many."""

@@ -40,7 +40,7 @@ TOGETHER = Histogram(
 )
 CANDIDATES = Histogram(
     "recflow_candidates",
-    "Items that a list was chosen from.",
+    "Items that a list was chosen from, once for lists answered together.",
     buckets=(0, 1, 10, 100, 1_000, 10_000, 100_000, 1_000_000),
 )
 FALLBACKS = Counter("recflow_fallbacks", "Answers that had to do without something, by kind.", ["kind"])

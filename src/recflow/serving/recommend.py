@@ -10,6 +10,7 @@ answers. What had to be left out is said in `fallback`:
 """
 
 import time
+import traceback
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -23,6 +24,7 @@ from recflow.models.attribution import Attribution, Ranking
 from recflow.models.context import Timelines
 from recflow.models.interactions import PURCHASE
 from recflow.schema import EVENT_TYPES, day_end
+from recflow.serving import metrics
 from recflow.serving.answers import (
     Contribution,
     Explanation,
@@ -104,7 +106,14 @@ class Recommender:
 
     def shoppers(self, requests: Sequence[ShopperRequest], stored: Sequence[Stored]) -> list[Shopper]:
         """Put together what the online store, the event log and the requests know; one a request."""
-        return [self._shopper(request, row) for request, row in zip(requests, stored, strict=True)]
+        return [self._known_shopper(request, row) for request, row in zip(requests, stored, strict=True)]
+
+    def _known_shopper(self, request: ShopperRequest, stored: Stored) -> Shopper:
+        try:
+            return self._shopper(request, stored)
+        except Exception as error:  # a row at odds with itself: those asked for beside it are none the worse
+            log.error("A stored row can't be used (%s).", type(error).__name__)
+            return self._shopper(request, Stored(failure="the stored row can't be used"))
 
     def _shopper(self, request: ShopperRequest, stored: Stored) -> Shopper:
         session = request.session and [
@@ -157,8 +166,10 @@ class Recommender:
         if len(scored):
             try:
                 ranking = self._model_ranking(timelines, shoppers, features, scored)
-            except Exception:  # whatever a model does, the shop gets an answer
-                log.exception("Version %s failed to rank; the tables answer.", self.version)
+            except Exception as error:  # whatever a model does, the shop gets an answer
+                # Without the error's own words: they may be people's.
+                where = "".join(traceback.format_tb(error.__traceback__)).rstrip()
+                log.error("Version %s failed to rank (%s):\n%s", self.version, type(error).__name__, where)
                 for row in scored:
                     fallbacks[row] = Fallback(kind="tables", why="the model failed")
         rows = np.full(len(shoppers), -1, np.int64)
@@ -225,6 +236,7 @@ class Recommender:
             asks.append(self._ask(request, shopper))
             masks.append(_both(self.allowed(request.filters, shopper), only))
         found = self._search.find(ranked, asks, masks)
+        metrics.CANDIDATES.observe(found.scores.shape[1])
         retrieved = time.perf_counter()
         self.observe("retrieval", retrieved - began)
         slates = self.rules.apply_many(found.scores, found.allowed, asks, items=found.items)
