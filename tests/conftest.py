@@ -21,6 +21,9 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path_factory:
     """Keep the developer's own environment and recflow.toml out of the tests."""
     for variable in [name for name in os.environ if name.startswith("RECFLOW_")]:
         monkeypatch.delenv(variable)
+    # Feast's own reads point prometheus_client at a folder, for the whole process.
+    for variable in ("PROMETHEUS_MULTIPROC_DIR", "PROMETHEUS_MULTIPROCESS_DIR"):
+        monkeypatch.delenv(variable, raising=False)
     monkeypatch.chdir(tmp_path_factory.mktemp("cwd"))
 
 

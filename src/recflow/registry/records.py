@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from recflow.errors import RegistryError
+from recflow.errors import RecflowError, RegistryError
 from recflow.registry.bundles import fetch
 from recflow.registry.connection import connect, is_started
 from recflow.settings import Settings
@@ -135,13 +135,16 @@ def writing(settings: Settings) -> Iterator[None]:
 
 @contextlib.contextmanager
 def asking(what: str) -> Iterator[None]:
-    """Turn MLflow's own errors into one paragraph that says what was asked."""
-    from mlflow.exceptions import MlflowException
+    """Turn MLflow's errors into one paragraph that says what was asked.
 
+    Not only its own: a database that dies meanwhile fails once more when MLflow rolls back, and that gets through.
+    """
     try:
         yield
-    except MlflowException as error:
-        raise RegistryError(f"The registry couldn't {what}: {error.message}") from error
+    except RecflowError:
+        raise
+    except Exception as error:
+        raise RegistryError(f"The registry couldn't {what}: {getattr(error, 'message', error)}") from error
 
 
 def alias_version(alias: str, settings: Settings) -> str | None:
@@ -150,13 +153,14 @@ def alias_version(alias: str, settings: Settings) -> str | None:
 
     if not is_started(settings):
         return None
-    try:
-        return str(connect(settings).get_model_version_by_alias(settings.registry.model_name, alias).version)
-    except MlflowException as error:
-        # MLflow answers an unknown model with the first code and an unknown alias with the second.
-        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-            return None
-        raise RegistryError(f"The registry couldn't say which version is {alias}: {error.message}") from error
+    with asking(f"say which version is {alias}"):
+        try:
+            return str(connect(settings).get_model_version_by_alias(settings.registry.model_name, alias).version)
+        except MlflowException as error:
+            # MLflow answers an unknown model with the first code and an unknown alias with the second.
+            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                return None
+            raise
 
 
 def _aliases(settings: Settings) -> dict[str, list[str]]:

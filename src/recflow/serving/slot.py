@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 from recflow.console import log
-from recflow.errors import BundleInvalid, RecflowError
+from recflow.errors import BundleInvalid
 from recflow.serving import metrics
 from recflow.serving.bundle import Bundle, load_bundle
 from recflow.serving.online import Stored
@@ -77,7 +77,7 @@ class ModelSlot:
             self._said = self._complaint = None
         except BundleInvalid as error:
             return self._refuse(str(wanted), error)
-        except (RecflowError, OSError) as error:
+        except Exception as error:  # a database or a store of files fails in ways that can't be listed
             if str(error) != self._said:  # once, not every second
                 log.error("The registry can't be followed, %s goes on: %s", self._served(), error)
             self._said = str(error)
