@@ -22,9 +22,10 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)
 	$(BIN)/recflow demo $(if $(KEEP),--keep)
 
-# By files over all cores: the tests of a file share what they start.
+# By files over all cores, for the tests of a file share what they start; then those that need the machine alone.
 test: $(READY)
-	$(BIN)/pytest -n logical --dist loadfile
+	$(BIN)/pytest -n logical --dist loadfile -m "not alone"
+	$(BIN)/pytest -m alone tests/services
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+import httpx
 import psutil
 import pytest
 
@@ -69,10 +70,17 @@ def _template() -> tuple[Path, Days]:
     return home, line_shop.prepare(load_settings(home=home))
 
 
+def _holds(condition: Callable[[], Any]) -> bool:
+    try:
+        return bool(condition())
+    except httpx.TransportError:  # a connection that ended with the worker it led to
+        return False
+
+
 def wait_for(condition: Callable[[], Any], seconds: float = 60) -> float:
     """Wait until something holds; return how long that took (seconds)."""
     began = time.monotonic()
-    while not condition():
+    while not _holds(condition):
         assert time.monotonic() < began + seconds, "it didn't happen in time"
         time.sleep(0.02)
     return time.monotonic() - began

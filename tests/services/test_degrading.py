@@ -24,7 +24,7 @@ from recflow.settings import Settings, load_settings
 from tests import backing
 from tests.services.load import KNOWN, Shop, make_shop, tell, view, wait_for, workers
 
-pytestmark = pytest.mark.servers
+pytestmark = [pytest.mark.servers, pytest.mark.alone]
 
 _BUDGET_SECONDS = 0.15  # of the online store, the default
 _ANSWER_SECONDS = 2.0  # for an answer without the store on a machine that does other things as well
@@ -255,7 +255,7 @@ def test_a_version_whose_files_are_damaged_is_refused_and_the_next_good_one_is_s
     assert metric(client, 'recflow_swaps_total{outcome="refused"}') == refused + 1  # once, not with every look
     (killed,) = workers(server)
     killed.kill()  # the one that is started in its place finds the damaged version
-    wait_for(lambda: killed not in workers(server))
+    wait_for(lambda: set(workers(server)) - {killed})
     wait_for(lambda: served(client) == good and missing(client, "model"), 30)
     assert ask(client)["fallback"] is None
     next_one = shop.publish(model="repeat_purchase" if is_ease else "ease")

@@ -37,7 +37,7 @@ from tests.services.load import (
     workers,
 )
 
-pytestmark = pytest.mark.servers
+pytestmark = [pytest.mark.servers, pytest.mark.alone]
 
 _SECONDS = float(os.environ.get("SOAK_SECONDS", "30"))
 _CONNECTIONS = 16

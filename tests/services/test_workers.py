@@ -32,7 +32,7 @@ from tests.services.load import (
     workers,
 )
 
-pytestmark = pytest.mark.servers
+pytestmark = [pytest.mark.servers, pytest.mark.alone]
 
 _SWAP_SECONDS = 5.0  # from the promotion to its being served by all
 
