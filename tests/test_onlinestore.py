@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from recflow import featurestore, onlinestore
 from recflow.errors import FeatureError, MissingInput, SettingsError
-from recflow.onlinestore.layout import VALUE_TYPES, decode, entity_key
+from recflow.onlinestore.layout import VALUE_TYPES, UserLayout, decode, entity_key
 from recflow.programs import settings_environment
 from recflow.settings import Settings, load_settings
 from tests.backing import postgres_server, redis_server
@@ -93,14 +93,35 @@ def test_values_are_feasts(name: str, as_list: bool, data: st.DataObject) -> Non
     assert written.name in VALUE_TYPES
     (proto,) = python_values_to_proto_values([value], written)
     # repr: an integer isn't a float, NaN is NaN
-    assert repr(decode(proto.SerializeToString())) == repr(feast_value_type_to_python_type(proto))
+    assert repr(decode(proto.SerializeToString(), written.name)) == repr(feast_value_type_to_python_type(proto))
 
 
 def test_a_value_of_another_kind_is_refused_not_taken_for_null() -> None:
     from feast.protos.feast.types.Value_pb2 import Value
 
     with pytest.raises(ValueError, match="of a kind that isn't read"):
-        decode(Value(json_val="{}").SerializeToString())
+        decode(Value(json_val="{}").SerializeToString(), "STRING")
+
+
+_NUMBERS = {"flag", "small", "count", "share", "sum"}
+
+
+@given(stored=st.sampled_from([*FEATURES]), declared=st.sampled_from([*FEATURES]), data=st.data())
+@examples(deadline=None)
+def test_numbers_stand_in_for_each_other_and_nothing_else_does(stored: str, declared: str, data: st.DataObject) -> None:
+    from feast.type_map import pa_to_feast_value_type, python_values_to_proto_values
+
+    one, other = stored.removeprefix("user_"), declared.removeprefix("user_")
+    kinds = {name: pa_to_feast_value_type(str(FEATURES[name])) for name in (stored, declared)}
+    value = data.draw(_STATS[stored])
+    (proto,) = python_values_to_proto_values([value], kinds[stored])
+    layout = UserLayout([onlinestore.StoredView("user_stats", "user_id", (("x", kinds[declared].name),))])
+    is_alike = one == other or (
+        one.endswith("_list") == other.endswith("_list")
+        and {one.removesuffix("_list"), other.removesuffix("_list")} <= _NUMBERS
+    )
+    user = layout.user({"x": proto.SerializeToString()})
+    assert (user is not None) is (is_alike or value is None)
 
 
 @pytest.mark.parametrize("kind", [pa.large_string(), pa.struct({"a": pa.int64()}), pa.list_(pa.list_(pa.int64()))])
@@ -137,6 +158,22 @@ def test_a_user_id_that_no_text_can_hold_is_a_strangers(store: Store) -> None:
     store.fill({"?": person(1)})
     with store.reader() as reader:
         assert [user.item_ids for user in reader.users(["\ud800", "?"])] == [[], ["i1"] * 3]
+
+
+def test_a_row_with_a_value_of_another_kind_cannot_be_read_and_those_beside_it_can(store: Store) -> None:
+    store.fill({"odd": (dict.fromkeys(FEATURES) | {"user_text": "x"}, []), "u": person(1)})
+    held = onlinestore.read_materialized(store.settings)
+    assert held is not None
+    assert held.views is not None
+    views = [
+        view._replace(features=tuple((name, "INT64" if name == "user_text" else kind) for name, kind in view.features))
+        for view in held.views
+    ]
+    with contextlib.closing(onlinestore.open_backend(store.settings, views)) as backend:
+        odd, other = backend.users(["odd", "u"])
+    assert odd is None
+    assert other is not None
+    assert other.timestamps_us == [1, 1, 1]
 
 
 def test_what_one_reader_does_to_a_row_is_nothing_to_the_next(store: Store) -> None:
@@ -183,10 +220,10 @@ def test_a_read_that_was_given_up_never_answers_another_one(store: Store) -> Non
     assert given_up > 5 or store.server is None
 
 
+@pytest.mark.parametrize("store", _SERVERS, indirect=True)
 def test_the_first_read_after_a_restart_finds_the_server(store: Store) -> None:
-    if store.server is None:
-        pytest.skip("SQLite has no server")
     server = store.server
+    assert server is not None
     store.fill({"u": person(1)})
 
     async def run(reader: onlinestore.Reader) -> None:

@@ -266,6 +266,8 @@ class RuleSettings(_Section):
     # Items of one category in a list. None: no cap, for a catalogue may have no categories and a shop only one.
     max_per_category: int | None = Field(default=None, ge=1)
     category_level: Literal["top", "full"] = "top"  # what counts as one category: "home", or "home > mugs"
+    cap_item_pages: bool = False  # true: the cap holds beside one item, too, where a list of one category is natural
+    show_out_of_stock: bool = False  # true: as if all were in stock
     # Times that a shopper was shown an item without showing interest since; then it comes after all others. None: no
     # cap, for it needs a shop that reports impressions.
     max_shown: int | None = Field(default=None, ge=1)

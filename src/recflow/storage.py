@@ -55,6 +55,10 @@ class Release(Protocol):
     def folder(self) -> Path:
         """Return its bundle."""
 
+    @property
+    def moments(self) -> Mapping[str, str | None]:
+        """Return `trained_at`, `published_at` and `promoted_at` (ISO 8601, UTC), None where unknown."""
+
 
 class Storage:
     """Tables and folders of one shop."""

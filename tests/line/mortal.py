@@ -45,7 +45,7 @@ _TABLES = (
     "item_sales_stats", "user_history", "state_user", "state_item", "state_user_items",
 )  # fmt: skip
 _FOLDERS = ("training_sets", "candidates", "evaluations", "drift_reports", "verdicts", "bundles", "validation_reports")
-_OF_THE_CLOCK = {"seconds", "started", "created"}  # keys that two equal runs differ in
+_OF_THE_CLOCK = {"seconds", "started", "created", "trained_at"}  # keys that two equal runs differ in
 
 
 class Changes:

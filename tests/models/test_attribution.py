@@ -190,6 +190,43 @@ def test_of_the_networks_history_the_item_counts_that_the_score_loses_most_witho
     assert np.mean(shares) > 0.85
 
 
+def test_parts_of_the_network_are_derivatives(trained: tuple[SequenceRanker, Context]) -> None:
+    ranker, context = trained
+    ranking, model = ranker.rank(context), ranker.model
+    encoded, catalogue = ranking.encoded, ranking.catalogue
+    effects = ranker._network.effects(encoded, catalogue)
+    rng = np.random.default_rng(0)
+    vectors = torch.from_numpy(rng.normal(size=(len(context), 3, encoded.query.shape[1])).astype(np.float32))
+    with torch.inference_mode():
+        parts, taste = (part.numpy() for part in effects.parts(vectors))
+    # The query anew, in steps that autograd can follow: by the log of an event's weight in the taste, and along the way
+    # that the reading takes without the event.
+    item, weight, starts = (part.numpy() for part in (catalogue.vectors[encoded.packed.item][:, :-1],
+                                                      encoded.packed.age_weights, encoded.packed.starts))  # fmt: skip
+    ends, n_events = np.append(starts[1:], len(item)), parts.shape[1]
+    gate, norm, value = model.taste_gate.item(), model.query_norm, ranker._network._read_out.centred_value.clone()
+    for row in range(0, len(context), 7):
+        own = slice(starts[row], ends[row])
+        n_own = ends[row] - starts[row]
+        turn = torch.zeros(n_own, requires_grad=True)
+        tokens, attention, mean = (part[row].clone() for part in encoded.heard)
+        attention = attention[n_events - n_own : -1]  # (E, H)
+        apart = attention / (1 - attention).clamp(min=0.05)
+        each = (tokens[n_events - n_own : -1, None] - mean) * apart[..., None]  # (E, H, D)
+        output = encoded.normed[row].clone() / encoded.inverse_deviation[row].clone()
+        output = output + (turn @ each.flatten(1)) @ value.T
+        read = F.layer_norm(output, output.shape, norm.weight.detach(), norm.bias.detach(), norm.eps)
+        summed = (turn.exp() * torch.from_numpy(weight[own])) @ torch.from_numpy(item[own])
+        query = F.normalize(F.normalize(read, dim=0) + gate * F.normalize(summed, dim=0), dim=0)
+        assert_allclose(query.detach(), encoded.query[row], atol=1e-4)
+        for k in range(3):
+            (found,) = torch.autograd.grad(query @ vectors[row, k], turn, retain_graph=True)
+            assert_allclose(parts[row, n_events - n_own :, k], found, atol=2e-4)
+            assert not parts[row, : n_events - n_own, k].any()
+        own_taste = F.normalize(summed.detach(), dim=0) @ vectors[row].T * gate / encoded.length[row, 0].item()
+        assert_allclose(taste[row], own_taste, atol=1e-4)
+
+
 def test_what_speaks_for_buying_again_belongs_to_the_items_own_events(trained: tuple[SequenceRanker, Context]) -> None:
     ranker, context = trained
     items = np.tile(np.arange(24, dtype=np.int32), (len(context), 1))

@@ -8,6 +8,7 @@ from numpy.testing import assert_allclose
 from recflow.models.context import Timelines, context_of
 from recflow.models.features import FeatureEncoder
 from recflow.models.interactions import PURCHASE, RETURN, Context
+from recflow.models.pairs import Pairs
 from recflow.models.repeats import repeat_pairs
 from tests.models.worlds import DAY_US, context_for, random_interactions
 
@@ -133,6 +134,17 @@ def test_pairs_are_the_distinct_items_of_each_history() -> None:
     assert set(zip(pairs.shopper.tolist(), pairs.item.tolist(), strict=True)) == expected
     assert np.isfinite(pairs.features).all()
     assert np.abs(pairs.features).max() < 10
+
+
+def test_the_events_of_a_pair_stand_oldest_first() -> None:
+    items = context_for(random_interactions()).items
+    pairs = Pairs.of(items)
+    ends = [*pairs.starts[1:].tolist(), len(pairs.at)]
+    for pair, (start, end) in enumerate(zip(pairs.starts.tolist(), ends, strict=True)):
+        row, columns = pairs.shopper[pair], np.flatnonzero(items[pairs.shopper[pair]] == pairs.item[pair] + 1)
+        assert pairs.at[start:end].tolist() == (row * items.shape[1] + columns).tolist()
+        assert pairs.newest[pair] == pairs.at[end - 1]
+    assert sorted(pairs.at.tolist()) == np.flatnonzero(items).tolist()
 
 
 def test_a_value_of_a_pair_is_shared_among_its_events() -> None:

@@ -171,3 +171,13 @@ def test_rankings_share_nothing_that_changes(ranker: SequenceRanker, context: Co
 
 def test_nobody_is_scored_with_nothing(ranker: SequenceRanker, context: Context) -> None:
     assert ranker.score(context.take(slice(0, 0))).shape == (0, 25)
+
+
+def test_ranking_leaves_torch_as_it_was(ranker: SequenceRanker, context: Context) -> None:
+    for is_enabled in (False, True):
+        before = torch.backends.mkldnn.set_flags(is_enabled, _fp32_precision=None)[0]
+        try:
+            ranker.rank(context)
+            assert torch.backends.mkldnn.enabled == is_enabled
+        finally:
+            torch.backends.mkldnn.set_flags(before, _fp32_precision=None)

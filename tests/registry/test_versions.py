@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import shutil
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import NoReturn
 
@@ -56,6 +57,21 @@ def test_the_first_published_bundle_is_champion_with_its_files_whole(settings: S
     assert kept.tags == {"until": "2011-11-30"}
     assert kept.follows is None
     assert kept.metrics == {"any/ndcg_at_10": 0.3}
+
+
+def test_a_champion_says_when_it_was_trained_published_and_promoted(settings: Settings, bundle: MakeBundle) -> None:
+    first, second = bundle("a"), bundle("b")
+    publish(Artifact(first.uri, first.manifest | {"trained_at": "2011-12-01T02:00:00+00:00"}), settings)
+    served = champion(settings)
+    assert served is not None
+    assert served.moments["trained_at"] == "2011-12-01T02:00:00+00:00"
+    moments = [datetime.fromisoformat(str(served.moments[name])) for name in ("published_at", "promoted_at")]
+    assert moments[0] == show("1", settings).created.replace(microsecond=0)
+    assert moments[0] <= moments[1] <= datetime.now(UTC)
+    publish(second, settings)
+    served = champion(settings)
+    assert served is not None
+    assert served.moments["trained_at"] is None  # it wasn't said
 
 
 def test_a_row_of_the_list_in_plain_words(settings: Settings, bundle: MakeBundle) -> None:

@@ -70,20 +70,19 @@ def _template() -> tuple[Path, Days]:
     return home, line_shop.prepare(load_settings(home=home))
 
 
-def _holds(condition: Callable[[], Any]) -> bool:
-    try:
-        return bool(condition())
-    except httpx.TransportError:  # a connection that ended with the worker it led to
-        return False
-
-
 def wait_for(condition: Callable[[], Any], seconds: float = 60) -> float:
-    """Wait until something holds; return how long that took (seconds)."""
+    """Wait until something holds; return how long that took (seconds). A failure says what was seen last."""
     began = time.monotonic()
-    while not _holds(condition):
-        assert time.monotonic() < began + seconds, "it didn't happen in time"
+    errors: Counter[str] = Counter()
+    while True:
+        try:
+            seen = condition()
+        except httpx.TransportError as error:  # a connection that ended with the worker it led to
+            seen, errors[repr(error)] = None, errors[repr(error)] + 1
+        if seen:
+            return time.monotonic() - began
+        assert time.monotonic() < began + seconds, f"not within {seconds:g} s; seen last: {seen!r}, errors: {errors}"
         time.sleep(0.02)
-    return time.monotonic() - began
 
 
 def in_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:

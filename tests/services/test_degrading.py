@@ -160,14 +160,17 @@ def test_an_online_store_that_died_and_lost_its_rows_is_used_again_when_it_is_fi
         wait_for(lambda: missing(client, "online_store"), _RECOVERY_SECONDS)
     finally:
         redis.start()
-    back = wait_for(lambda: [ask(client), missing(client)][1], _RECOVERY_SECONDS)
-    assert ask(client)["fallback"] == {"kind": "popularity", "why": "an unknown shopper"}  # it is empty now
+    lost = {"kind": "popularity", "why": "the online store has lost the rows that were materialized last"}
+    back = wait_for(lambda: ask(client)["fallback"] == lost, _RECOVERY_SECONDS)
+    wait_for(lambda: missing(client, "online_store"), _RECOVERY_SECONDS)
+    assert metric(client, "recflow_online_store_away") == 0
     shop.fill_store()
     wait_for(lambda: ask(client)["fallback"] is None, _RECOVERY_SECONDS)
+    wait_for(lambda: missing(client), _RECOVERY_SECONDS)
     tell(capsys, f"Redis killed: asked again after {back:.2f} s")
 
 
-def test_a_row_that_cannot_be_read_is_a_strangers_and_costs_nobody_else_theirs(
+def test_a_row_that_cannot_be_read_costs_nobody_else_theirs(
     shop: Shop, client: httpx.Client, redis: backing.Server
 ) -> None:
     from redis import Redis
@@ -180,7 +183,8 @@ def test_a_row_that_cannot_be_read_is_a_strangers_and_costs_nobody_else_theirs(
             found = [ask(client, user_id)["fallback"] for user_id in (KNOWN, "12347.0")]
         finally:
             store.hset(key, mapping=row)
-    assert found == [{"kind": "popularity", "why": "an unknown shopper"}, None]
+    why = "the online store's row of this shopper can't be read"
+    assert found == [{"kind": "popularity", "why": why}, None]
     assert missing(client)
     assert ask(client)["fallback"] is None
 

@@ -106,6 +106,12 @@ def test_a_known_customer_gets_items_with_titles_and_reasons(client: httpx.Clien
     assert client.get("/readyz").status_code == 200
     said = client.get("/v1/model").json()
     assert (said["model_version"], said["until"], said["model_class"]) == (champion, "2011-02-11", "EASE")
+    assert said["trained_at"] == line_shop.TRAINED_AT
+    assert said["trained_at"] < said["published_at"] <= said["promoted_at"]
+    assert said["snapshot_hash"]
+    assert said["counts"]["items"] == said["n_items"]
+    assert said["counts"]["events"] > 0
+    assert said["verdict"]["sentences"] == ["Passed."]
 
 
 def test_an_event_posted_changes_the_next_answer(client: httpx.Client, champion: str) -> None:

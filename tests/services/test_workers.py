@@ -111,6 +111,26 @@ async def test_repeats_count_once_however_many_send_them_to_whom(shop: Shop, ser
     assert {counts[event_id] for ids in posted for event_id in ids} == {1}
 
 
+@in_loop
+async def test_what_one_worker_hears_of_the_stock_all_know_within_seconds(server: Server) -> None:
+    told, other = await one_to_each(server)
+
+    async def offered(connection: Connection) -> list[bool]:
+        listed = await connection.post("recommend", user_id=KNOWN, k=39)
+        facts = await connection.ask("GET", f"/v1/items/{ITEM}", None)
+        assert (listed.status, facts.status) == (200, 200)
+        return [ITEM in {item["item_id"] for item in listed.body["items"]}, facts.body["in_stock"]]
+
+    for is_in in (False, True):
+        lines = [{"item_id": ITEM, "in_stock": is_in}]
+        assert (await told.ask("PUT", "/v1/stock", {"items": lines})).body["out_of_stock"] == 1 - is_in
+        assert await offered(told) == [is_in, is_in]
+        deadline = asyncio.get_running_loop().time() + _SWAP_SECONDS
+        while await offered(other) != [is_in, is_in]:
+            assert asyncio.get_running_loop().time() < deadline
+            await asyncio.sleep(0.05)
+
+
 # -- versions
 
 ASKED = [

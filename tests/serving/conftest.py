@@ -51,6 +51,9 @@ class FakeReader:
     def is_current(self) -> bool:
         return True
 
+    def has_lost_rows(self) -> bool | None:
+        return False
+
     async def aclose(self) -> None:
         pass
 

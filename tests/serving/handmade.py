@@ -18,6 +18,7 @@ from recflow.settings import Settings
 from recflow.storage import Storage, write_json
 
 UNTIL = date(2011, 3, 31)
+TRAINED_AT = "2011-04-01T02:00:00+00:00"
 HOLDOUT_START = date(2011, 3, 23)
 USER_FEATURES = ["user_country", "user_orders_lifetime"]
 ITEM_FEATURES = ["item_buyers_30d"]
@@ -69,7 +70,8 @@ def write_shop(settings: Settings, *, events: pd.DataFrame | None = None, model:
     _write_training_set(storage, name, events)
     training = TrainingSet.open(storage.folder("training_sets", name))
     release, holdout = _fitted(training, model)
-    with storage.writing_folder("candidates", name) as (folder, _):
+    with storage.writing_folder("candidates", name) as (folder, manifest):
+        manifest |= {"trained_at": TRAINED_AT}
         for weights, ranker in (("release", release), ("holdout", holdout)):
             (folder / model / weights).mkdir(parents=True)
             ranker.save(folder / model / weights)
@@ -129,7 +131,7 @@ def _write_training_set(storage: Storage, name: str, events: pd.DataFrame) -> No
         manifest |= {
             "until": name, "holdout_start": str(HOLDOUT_START), "window_days": 9, "history_length": 100,
             "feature_service": "recommender_v1", "user_features": USER_FEATURES, "item_features": ITEM_FEATURES,
-            "cuts": [str(HOLDOUT_START)], "snapshot_hash": "abc",
+            "cuts": [str(HOLDOUT_START)], "snapshot_hash": "abc", "counts": {"items": N_ITEMS, "users": 40},
         }  # fmt: skip
 
 

@@ -12,9 +12,11 @@ from recflow.registry import versions
 from recflow.schema import Days
 from recflow.serving.bundle import build_bundle, load_bundle
 from recflow.settings import Settings
-from recflow.storage import Storage, write_json
+from recflow.storage import Artifact, Storage, write_json
 from recflow.training.training_set import build_training_set
 from tests import shops
+
+TRAINED_AT = "2011-02-12T02:00:00+00:00"
 
 
 def prepare(settings: Settings) -> Days:
@@ -28,22 +30,27 @@ def prepare(settings: Settings) -> Days:
 
 def build(days: Days, settings: Settings, *, model: str = "ease") -> Path:
     """Fit a candidate, pass it and build its bundle; return the folder."""
+    return Path(built(days, settings, model=model).uri)
+
+
+def built(days: Days, settings: Settings, *, model: str) -> Artifact:
+    """Do the same; return the bundle as its step does."""
     storage, name = Storage(settings), str(days.end)
     training = TrainingSet.open(storage.folder("training_sets", name))
-    with storage.writing_folder("candidates", name) as (folder, _):
+    with storage.writing_folder("candidates", name) as (folder, manifest):
+        manifest |= {"trained_at": TRAINED_AT}
         for weights, before in (("release", None), ("holdout", training.holdout_start)):
             (folder / model / weights).mkdir(parents=True)
             _ranker(model).fit(training.interactions(before)).save(folder / model / weights)
         training.fit_encoders(training.cuts).save(folder / "encoder.json")
     verdict = {"passed": True, "candidate": model, "sentences": ["Passed."], "rules": [], "metrics": {}}
     write_json(storage.folder("verdicts", name) / "manifest.json", verdict)
-    return Path(build_bundle(days.end, settings).uri)
+    return build_bundle(days.end, settings)
 
 
 def publish(days: Days, settings: Settings, *, model: str = "ease") -> str:
     """Fit, build and publish; return the version."""
-    build(days, settings, model=model)
-    return versions.publish(Storage(settings).read_folder("bundles", str(days.end)), settings, check=load_bundle)
+    return versions.publish(built(days, settings, model=model), settings, check=load_bundle)
 
 
 def _ranker(model: str) -> Ranker:

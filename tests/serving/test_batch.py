@@ -24,6 +24,7 @@ from recflow.serving.online import OnlineStore
 from recflow.serving.placements.campaigns import CampaignCatalogue
 from recflow.serving.recommend import Recommender
 from recflow.serving.requests import RecommendRequest
+from recflow.serving.stock import Stock
 from recflow.settings import PrivacySettings, Settings, load_settings
 from recflow.storage import Storage
 from tests.serving import line_shop
@@ -55,6 +56,21 @@ def _bought(shop: Shop) -> dict[str, set[str]]:
     storage = Storage(shop.settings)
     events = storage.read_partitions("events", storage.days("events")).to_pandas()
     return events[events["event_type"] == "purchase"].groupby("user_id")["item_id"].agg(set).to_dict()
+
+
+def test_what_is_out_of_stock_is_recommended_to_nobody(shop: Shop) -> None:
+    def recommended() -> set[str]:
+        table = recommend_batch(None, k=5, new_only=False, settings=shop.settings, champion=shop.champion)
+        return set(table["item_id"].to_pylist())
+
+    gone = sorted(recommended())[0]
+    stock = Stock(shop.settings)
+    stock.put({gone: False})
+    try:
+        assert gone not in recommended()
+    finally:
+        stock.put({gone: True})
+    assert gone in recommended()
 
 
 def test_batch_answers_are_the_endpoints(shop: Shop) -> None:

@@ -35,6 +35,7 @@ def test_it_says_where_it_comes_from(built: Built) -> None:
     assert facts["verdict"]["sentences"] == ["Passed."]
     assert facts["metrics"] == {"recall_at_20": 0.3}
     assert facts["snapshot_hash"] == "abc"
+    assert facts["counts"] == {"items": 24, "users": 40}
     files = {path.relative_to(built.folder).as_posix() for path in built.folder.rglob("*") if path.is_file()}
     assert set(facts["files"]) == files - {"bundle.json", "manifest.json"}
     assert not [name for name in files if name.endswith((".pkl", ".pt", ".pickle", ".joblib"))]
@@ -52,6 +53,18 @@ def test_twice_built_it_is_byte_for_byte_the_same(built: Built, settings: Settin
     for name in built.bundle.facts["files"]:
         assert (again / name).read_bytes() == (built.folder / name).read_bytes(), name
     assert (again / "bundle.json").read_bytes() == (built.folder / "bundle.json").read_bytes()
+
+
+def test_when_it_was_trained_is_said_beside_it_and_the_same_weights_are_the_same_bundle(settings: Settings) -> None:
+    handmade.write_shop(settings)
+    first = build_bundle(handmade.UNTIL, settings)
+    assert first.manifest["trained_at"] == handmade.TRAINED_AT
+    facts = (Path(first.uri) / "bundle.json").read_bytes()
+    candidates = settings.home / "candidates" / str(handmade.UNTIL) / "manifest.json"
+    handmade.tamper_json(candidates, trained_at="2011-04-02T00:00:00+00:00")
+    again = build_bundle(handmade.UNTIL, settings)
+    assert again.manifest["trained_at"] == "2011-04-02T00:00:00+00:00"
+    assert (Path(again.uri) / "bundle.json").read_bytes() == facts
 
 
 def test_it_serves_from_wherever_it_lies(copy: Path, built: Built) -> None:

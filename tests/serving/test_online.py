@@ -32,16 +32,18 @@ class Reader:
         self.wait_seconds = 0.0
         self.broken: Exception | None = None
         self.is_outdated = False
+        self.rows: list[OnlineUser | None] = []  # instead of `_ROW`
+        self.lost_rows: bool | None = False
         self.is_closed = False
         self.forgotten: list[str] = []
 
-    async def users_async(self, user_ids: Sequence[str]) -> list[OnlineUser]:
+    async def users_async(self, user_ids: Sequence[str]) -> list[OnlineUser | None]:
         self.reads += 1
         if self.wait_seconds:
             await asyncio.sleep(self.wait_seconds)
         if self.broken:
             raise self.broken
-        return [_ROW for _ in user_ids]
+        return self.rows or [_ROW for _ in user_ids]
 
     def forget(self, user_id: str) -> None:
         if self.broken:
@@ -50,6 +52,11 @@ class Reader:
 
     def is_current(self) -> bool:
         return not self.is_outdated
+
+    def has_lost_rows(self) -> bool | None:
+        if self.broken:
+            raise self.broken
+        return self.lost_rows
 
     async def aclose(self) -> None:
         self.is_closed = True
@@ -186,6 +193,35 @@ def test_where_the_rows_are_defined_anew_the_store_is_opened_anew_and_the_old_on
     asyncio.run(run())
 
 
+def test_a_row_that_cannot_be_read_is_its_shoppers_loss_alone() -> None:
+    reader = Reader()
+    reader.rows = [None, _ROW]
+    store = _store(reader)
+    one, other = asyncio.run(store.read(["u1", "u2"]))
+    assert one == (None, None, "the online store's row of this shopper can't be read")
+    assert other == (_ROW, None, None)
+    assert not store.is_away
+
+
+def test_of_a_store_that_lost_its_rows_strangers_are_told_so_and_whoever_has_a_row_is_not() -> None:
+    reader = Reader()
+    reader.rows = [OnlineUser({"user_orders": None}, [], [], [], []), _ROW]
+    store = _store(reader)
+    lost = "the online store has lost the rows that were materialized last"
+
+    def failures() -> list[str | None]:
+        store.compare()
+        return [stored.failure for stored in asyncio.run(store.read(["u1", "u2"]))]
+
+    assert failures() == [None, None]
+    for reader.lost_rows, expected in ((True, lost), (None, lost), (False, None)):  # None: it can't be said just now
+        assert failures() == [expected, None]
+        assert (store.trouble is None) is (expected is None)
+    reader.lost_rows, reader.broken = True, OSError("no")
+    store.compare()
+    assert store.trouble is None  # what can't be asked has lost nothing yet
+
+
 def test_a_shopper_is_forgotten_or_it_is_said_that_it_could_not_be() -> None:
     reader = Reader()
     store = _store(reader, retry_seconds=60)
@@ -265,11 +301,49 @@ def test_a_killed_store_is_missed_at_once_and_found_again(server: tuple[str, Ser
         assert store.is_away
         running.start()
         await _recovered(store)
+        await asyncio.to_thread(store.compare)  # as the endpoint does every second
         (stored,) = await store.read(["u2"])
-        assert stored.user is not None
-        assert is_stranger(stored.user) is (kind == "redis")  # which kept nothing
+        if kind == "postgres":
+            assert stored.user is not None
+            assert not is_stranger(stored.user)
+            assert store.trouble is None
+            return
+        assert stored.failure == "the online store has lost the rows that were materialized last"
+        assert "materialize" in str(store.trouble)
+        Store(filled, running).fill({"u2": person(3)})
+        await asyncio.to_thread(store.compare)
+        (found, stranger) = await store.read(["u2", "a stranger"])
+        assert found.user is not None
+        assert (found.user.timestamps_us, found.failure, stranger.failure, store.trouble) == ([3] * 3, None, None, None)
 
     _run(filled, scenario)
+
+
+def test_rows_that_are_deleted_behind_its_back_are_missed(server: tuple[str, Server], filled: Settings) -> None:
+    kind, running = server
+
+    async def scenario(store: OnlineStore) -> None:
+        await asyncio.to_thread(store.compare)
+        assert store.trouble is None
+        _wipe(kind, running.url)
+        await asyncio.to_thread(store.compare)
+        assert store.trouble is not None
+
+    _run(filled, scenario)
+
+
+def _wipe(kind: str, url: str) -> None:
+    if kind == "redis":
+        import redis
+
+        redis.Redis.from_url(url).flushall()
+        return
+    import psycopg
+
+    with psycopg.connect(url, autocommit=True) as connection:
+        rows = connection.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'").fetchall()
+        for (name,) in rows:
+            connection.execute(f'DROP TABLE "{name}"')
 
 
 def test_a_frozen_store_costs_the_budget_once_and_is_found_again(server: tuple[str, Server], filled: Settings) -> None:

@@ -361,6 +361,27 @@ def test_spans(days: int, said: str) -> None:
     assert _span(days) == said
 
 
+@given(st.integers(0, 10_000), st.integers(0, 4), st.integers(0, 3))
+def test_the_heaviest_item_of_a_history(seed: int, n_shoppers: int, n_shown: int) -> None:
+    rng = np.random.default_rng(seed)
+    own = rng.integers(0, 4, (n_shoppers, 6)).astype(np.int32)  # some histories are empty
+    own[rng.random(n_shoppers) < 0.3] = 0
+    parts = rng.normal(size=(n_shoppers, n_shown, 6)).astype(np.float32) * (own > 0)[:, None]
+    timelines = Timelines(own, np.zeros(own.shape, np.int64), np.zeros(own.shape, np.int8), np.ones(own.shape))
+    weights = weigh(Attribution(parts, np.zeros((n_shoppers, n_shown), np.float32)), timelines)
+    pair, top = weights.heaviest()
+    assert pair.shape == top.shape == (n_shoppers, n_shown)
+    for row in range(n_shoppers):
+        for place in range(n_shown):
+            sums = {item: parts[row, place, own[row] == item].sum() for item in set(own[row].tolist()) - {0}}
+            if not sums:
+                assert (pair[row, place], top[row, place]) == (-1, 0)
+                continue
+            assert top[row, place] == pytest.approx(max(sums.values()), abs=1e-5)
+            assert weights.pairs.shopper[pair[row, place]] == row
+            assert sums[weights.pairs.item[pair[row, place]] + 1] == pytest.approx(max(sums.values()), abs=1e-5)
+
+
 def test_what_weighed_is_listed_the_largest_first() -> None:
     history = SimpleNamespace(
         item_ids=["P05", "P13", "P05"], event_types=["view"] * 3, timestamps_us=[1, 2, 3], quantities=[1.0] * 3
@@ -369,7 +390,7 @@ def test_what_weighed_is_listed_the_largest_first() -> None:
     parts = np.array([[[0, 0, 1, 2, 3], [0, 0, 1, 9, -3], [0, 0, 0, 0, 0]]], np.float32)
     weights = weigh(Attribution(parts, np.array([[2.5, -1, 0]], np.float32)), timelines)
     items = np.array([[7, 8, -1]], np.int32)
-    assert contributions(items, weights, timelines, 0, n=2, item_ids=list(INDEX)) == [
+    assert contributions(items, weights, 0, n=2, item_ids=list(INDEX)) == [
         [{"item_id": "P05", "weight": 4.0}, {"item_id": None, "weight": 2.5}],
         [{"item_id": "P13", "weight": 9.0}, {"item_id": None, "weight": -1.0}],
     ]

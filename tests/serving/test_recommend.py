@@ -131,19 +131,42 @@ def test_stored_features_of_another_model_are_left_out(ask: Asking, reader: Fake
     assert len(answer["items"]) == 20
 
 
-def test_a_stored_row_that_is_at_odds_with_itself_harms_nobody_else(ask: Asking, reader: FakeReader) -> None:
+@pytest.mark.parametrize(
+    "change", [{"event_types": []}, {"timestamps_us": [2**63 - 1] * 100}, {"timestamps_us": [-(2**63)] * 100}], ids=str
+)
+def test_a_stored_row_that_is_at_odds_with_itself_harms_nobody_else(
+    ask: Asking, reader: FakeReader, change: dict[str, list[object]]
+) -> None:
     other = "13007.0"
     alone = ask(RecommendRequest(user_id=other))
     row_of = reader._row
 
     def broken(user_id: str) -> object:
         row = row_of(user_id)
-        return SimpleNamespace(**{**vars(row), "event_types": row.event_types[1:]}) if user_id == USER else row
+        cut = {name: values[: len(row.item_ids)] for name, values in change.items()}
+        return SimpleNamespace(**vars(row) | cut) if user_id == USER else row
 
     reader._row = broken
     one, two = ask(RecommendRequest(user_id=USER), RecommendRequest(user_id=other))
     assert one["fallback"] == {"kind": "popularity", "why": "the stored row can't be used"}
     assert _without_id(two) == _without_id(alone)
+
+
+def test_a_stored_row_that_cannot_be_read_leaves_its_shopper_the_session_and_the_others_everything(
+    ask: Asking, reader: FakeReader
+) -> None:
+    other = "13007.0"
+    alone = ask(RecommendRequest(user_id=other))
+    row_of = reader._row
+    reader._row = lambda user_id: None if user_id == USER else row_of(user_id)
+    session = [{"item_id": "P05"}]
+    one, two = ask(RecommendRequest(user_id=USER, session=session), RecommendRequest(user_id=other))
+    assert one["fallback"] == {
+        "kind": "session_only", "why": "the online store's row of this shopper can't be read"
+    }  # fmt: skip
+    assert _ids(one) == _ids(ask(RecommendRequest(session=session)))
+    assert _without_id(two) == _without_id(alone)
+    assert not ask.store.is_away
 
 
 @pytest.mark.parametrize("failure", ["raises", "nan"])

@@ -229,6 +229,13 @@ def test_what_is_blocked_withdrawn_or_out_of_stock_is_named_once() -> None:
     assert all_of(rules.with_out_of_stock([]), make_scores(6, 5, 4, 3, 2, 1)).items.tolist() == [4, 5]
 
 
+def test_settings_may_show_what_is_out_of_stock() -> None:
+    rules = make_rules({"show_out_of_stock": True}, categories=[None] * 2).with_out_of_stock(["I0"])
+    slate = all_of(rules, make_scores(2, 1))
+    assert (slate.items.tolist(), slate.notes) == ([0, 1], [])
+    assert (rules.is_in_stock(0), rules.is_in_stock(1)) == (False, True)
+
+
 def test_a_block_that_changed_nothing_is_not_named() -> None:
     rules = make_rules({"blocked_item_ids": ["I3"]}, categories=[None] * 4)
     assert all_of(rules, make_scores(4, 3, 2, 1), k=3).notes == []  # would be fourth
@@ -285,6 +292,17 @@ def test_a_category_is_the_top_one_or_the_full_one(level: str, expected: list[in
     categories = ["home > mugs", "home > mugs", "home > clocks", "garden"]
     rules = make_rules({"max_per_category": 1, "category_level": level}, categories=categories)
     assert all_of(rules, make_scores(4, 3, 2, 1), k=2).items.tolist() == expected
+
+
+def test_beside_one_item_categories_have_no_cap_unless_settings_say_so() -> None:
+    categories, scores = ["mugs"] * 3 + ["clocks"], make_scores(4, 3, 2, 1)
+    rules = make_rules({"max_per_category": 1}, categories=categories)
+    beside = all_of(rules, scores, k=2, about_item=True)
+    assert (beside.items.tolist(), beside.notes) == ([0, 1], [])
+    assert rules.reach(Ask(k=2, about_item=True)) == 2
+    assert all_of(rules, scores, k=2).items.tolist() == [0, 3]
+    rules = make_rules({"max_per_category": 1, "cap_item_pages": True}, categories=categories)
+    assert all_of(rules, scores, k=2, about_item=True).items.tolist() == [0, 3]
 
 
 def test_what_was_shown_often_comes_after_all_others() -> None:

@@ -2,7 +2,8 @@
 
 import shutil
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from tests.serving.conftest import Built
 class Release:
     version: str
     folder: Path
+    moments: Mapping[str, str | None] = field(default_factory=dict)
 
 
 class FakeRegistry:
@@ -81,7 +83,7 @@ def _count(name: str, **labels: str) -> float:
 
 
 def _move(registry: FakeRegistry, version: str, folder: Path) -> None:
-    registry.release = Release(version, folder)
+    registry.release = Release(version, folder, {"trained_at": f"of {version}"})
 
 
 def test_before_the_first_promotion_nothing_answers(slot: ModelSlot) -> None:
@@ -97,6 +99,7 @@ def test_a_moved_alias_is_followed_once(slot: ModelSlot, registry: FakeRegistry,
     _move(registry, "2", built.folder)
     assert slot.refresh() is True
     assert (slot.current.version, before.version) == ("2", "1")  # who holds the old one goes on with it
+    assert (slot.current.moments, before.moments) == ({"trained_at": "of 2"}, {"trained_at": "of 1"})
     assert registry.fetched == 2
     assert _count("recflow_model_version", version="1") == 0
     assert _count("recflow_model_version", version="2") == 1

@@ -126,7 +126,7 @@ def top_k(
     k = min(k, costs.shape[1])
     # All that are no worse than the last place: more than k of a row where several tie for it, in catalogue order.
     worst = np.partition(costs, k - 1, axis=1)[:, k - 1 : k]
-    rows, candidates = np.nonzero(~(costs > worst))  # NaN is worse than all, and may be the worst
+    rows, candidates = divmod(np.flatnonzero(~(costs > worst)), costs.shape[1])  # NaN is worse than all
     found = costs[rows, candidates]
     order = np.lexsort((found, rows))  # stable
     starts = np.searchsorted(rows, np.arange(len(costs)))

@@ -210,6 +210,14 @@ class SequenceModel(nn.Module):
         return logits.index_put(at, again.to(logits.dtype), accumulate=True)
 
 
+def untrained(
+    config: SequenceConfig, *, text: NDArray[np.float32], factors: NDArray[np.float32], seed: int = 0
+) -> SequenceModel:
+    """Return the network as training starts: with title vectors (V, T), and where the items' embeddings are (V, D)."""
+    torch.manual_seed(seed)
+    return SequenceModel(config, torch.from_numpy(text), torch.from_numpy(factors))
+
+
 def build(config: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> SequenceModel:
     """Build the network of a config with the given weights."""
     names = SequenceConfig.__dataclass_fields__

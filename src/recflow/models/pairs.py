@@ -17,7 +17,7 @@ class Pairs:
     shopper: NDArray[np.int64]  # (P,) row
     item: NDArray[np.int64]  # (P,) item_idx
     starts: NDArray[np.int64]  # (P,) where the events of each pair start in `at`
-    at: NDArray[np.int64]  # (N,) the events, as places in the flattened (B, L), those of a pair together
+    at: NDArray[np.int64]  # (N,) the events, as places in the flattened (B, L): those of a pair together, oldest first
 
     @classmethod
     def of(cls, items: NDArray[np.int32]) -> Self:  # (B, L) item_idx + 1; 0 is padding
@@ -25,8 +25,7 @@ class Pairs:
         at = np.flatnonzero(items)
         width = int(items.max(initial=0)) + 1
         keys = at // max(items.shape[1], 1) * width + items.ravel()[at]
-        order = np.argsort(keys)
-        at, keys = at[order], keys[order]
+        keys, at = np.divmod(np.sort(keys * max(items.size, 1) + at), max(items.size, 1))
         is_first = np.ones(len(keys), bool)
         np.not_equal(keys[1:], keys[:-1], out=is_first[1:])
         starts = np.flatnonzero(is_first)
@@ -36,6 +35,12 @@ class Pairs:
     def __len__(self) -> int:
         """Return P."""
         return len(self.starts)
+
+    @property
+    def newest(self) -> NDArray[np.int64]:  # (P,)
+        """Return each pair's newest event, as a place in the flattened (B, L)."""
+        newest: NDArray[np.int64] = self.at[self.starts + self.counts - 1]
+        return newest
 
     @property
     def counts(self) -> NDArray[np.int64]:  # (P,)

@@ -6,9 +6,11 @@ forward pass but for rounding. Letters as in `interactions`, and D embedding, H 
 P places: the longest sequence of the batch, and the query behind it.
 """
 
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -16,9 +18,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from recflow.models.effects import Effects
 from recflow.models.interactions import Context
 from recflow.models.network import AGE_BUCKETS, AttentionBlock, SequenceModel, age_bucket
 from recflow.models.repeats import RepeatPairs
+from recflow.models.weights import release_pages
 
 _TINY = 1e-12  # as in F.normalize
 _ITEMS_AT_ONCE = 100_000  # whose vectors are worked out, so that no second catalogue is in memory
@@ -33,7 +37,6 @@ class Catalogue:
     features: Tensor  # (V, G)
     vectors: Tensor  # (V, D + 1) the embeddings' directions times the scale, then the bias, which a query's 1 meets
     unscaled: Tensor  # (V, 1) what the first D numbers are multiplied with to be the embedding again
-    inverse_lengths: NDArray[np.float32]  # (V,) of the embeddings
 
     @cached_property
     def mean(self) -> Tensor:  # (D + 1,)
@@ -62,10 +65,11 @@ class Packed:
     kind: Tensor  # (N,) event type and age bucket
     place: Tensor  # (N,) column of the sequence
     quantity: Tensor  # (N, 1) log1p
-    slots: Tensor  # (B * P,) the N events and then the B queries, numbered; 0 where there is none
+    slots: Tensor  # (B * P,) the N events and then the B queries, numbered; the last of all where there is none
     unread: Tensor  # (B, P, 1) 0 where there is one, -inf where there is none
     back: Tensor  # (N + B,) place of each of them in `slots`
-    weights: Tensor  # (B, 1, P - 1) of the events' embeddings in the taste, 0 where there is none
+    starts: Tensor  # (B,) where each shopper's events start among the N
+    age_weights: Tensor  # (N,) of the events' items in the taste
 
     @classmethod
     def of(cls, context: Context, catalogue: Catalogue, *, length: int, age_weights: NDArray[np.float32]) -> Self:
@@ -77,13 +81,11 @@ class Packed:
         first = int(column.min(initial=n_columns))
         width = n_columns - first + 1  # +1: the query
         event_at, query_at = row * width + (column - first), np.arange(1, n_rows + 1) * width - 1
-        item, ages = padded[row, column] - 1, age_bucket(context.ages_days[recent][row, column])
-        slots = np.zeros(n_rows * width, np.int64)
+        item, ages = padded[row, column].astype(np.int64) - 1, age_bucket(context.ages_days[recent][row, column])
+        slots = np.full(n_rows * width, n_events + n_rows - 1)
         unread = np.full(n_rows * width, -np.inf, np.float32)
-        weights = np.zeros(n_rows * width, np.float32)
         slots[event_at], slots[query_at] = np.arange(n_events), np.arange(n_events, n_events + n_rows)
         unread[event_at] = unread[query_at] = 0
-        weights[event_at] = age_weights[ages] * catalogue.inverse_lengths[item]
         arrays = {
             "item": item,
             "kind": context.event_types[recent][row, column].astype(np.int64) * AGE_BUCKETS + ages,
@@ -92,30 +94,30 @@ class Packed:
             "slots": slots,
             "unread": unread.reshape(n_rows, width, 1),
             "back": np.concatenate([event_at, query_at]),
-            "weights": weights.reshape(n_rows, 1, width)[:, :, :-1],
+            "starts": np.searchsorted(row, np.arange(n_rows)),
+            "age_weights": age_weights[ages],
         }
         device = catalogue.vectors.device
         return cls(**{name: torch.from_numpy(array).to(device) for name, array in arrays.items()})
 
     def spread(self, states: Tensor) -> Tensor:  # (N + B, *) -> (B, P, *)
-        """Give each shopper a row; where there is no event stands anything."""
+        """Give each shopper a row; where there is no event stands what the last query has."""
         return states.index_select(0, self.slots).view(len(self.unread), -1, states.shape[1])
 
 
 class Encoded(NamedTuple):
     """What a forward pass leaves: the queries, and what tells how the events made them. B shoppers."""
 
+    packed: Packed
     query: Tensor  # (B, D) of length 1: (read + gate * taste) / length
     length: Tensor  # (B, 1)
     read: Tensor  # (B, D) of length 1: what the last attention came to
     read_length: Tensor  # (B, 1) before it was normalized
-    read_output: Tensor  # (B, D) before the layer norm
+    normed: Tensor  # (B, D) what the last layer norm made of it, before its own weight and bias
+    inverse_deviation: Tensor  # (B, 1) that it was multiplied with
     taste: Tensor  # (B, D) of length 1: the mean direction of the history's items; 0 without a history
     taste_length: Tensor  # (B, 1) before it was normalized
-    seen: Tensor  # (B, P, D) embeddings of the events' items
-    weights: Tensor  # (B, 1, P - 1) of these in the taste
-    tokens: Tensor  # (B, P, D) that the last attention reads
-    attention: Tensor  # (B, P, H) 0 where there is none
+    heard: "_Heard"
 
 
 class _Norm(NamedTuple):
@@ -167,6 +169,14 @@ class _Layer:
         return tokens.add_(self.perceptron(self.norms[1](tokens)))
 
 
+class _Heard(NamedTuple):
+    """What the last attention read from."""
+
+    tokens: Tensor  # (B, P, D)
+    attention: Tensor  # (B, P, H) 0 where there is none
+    mean: Tensor  # (B, H, D) of the tokens by their attention
+
+
 class _ReadOut:
     """An `AttentionBlock` that one query a shopper reads with; a head's two projections are one."""
 
@@ -186,8 +196,8 @@ class _ReadOut:
         self.norms = (_Norm.of(block.norm), _Norm.of(block.perceptron[0]))  # type: ignore[arg-type]
         self.perceptron = _Perceptron.of(block.perceptron)
 
-    def __call__(self, tokens: Tensor, packed: Packed) -> tuple[Tensor, Tensor, Tensor]:
-        """Return what was read (B, D), the tokens it was read from (B, P, D), and the heads' attention (B, P, H)."""
+    def __call__(self, tokens: Tensor, packed: Packed) -> tuple[Tensor, _Heard]:
+        """Return what was read (B, D), and from what."""
         states = self.norms[0](tokens)
         n_rows = len(packed.unread)
         keys = torch.addmm(self.key_bias, states[-n_rows:], self.key).view(n_rows, self.heads, -1)
@@ -195,7 +205,7 @@ class _ReadOut:
         attention = torch.baddbmm(packed.unread, spread, keys.transpose(1, 2)).softmax(dim=1)  # (B, P, H)
         heard = attention.transpose(1, 2) @ spread  # (B, H, D)
         read = torch.addmm(self.value_bias, heard.flatten(1), self.value).add_(tokens[-n_rows:])
-        return read.add_(self.perceptron(self.norms[1](read))), spread, attention
+        return read.add_(self.perceptron(self.norms[1](read))), _Heard(spread, attention, heard)
 
 
 class ScoringNetwork:
@@ -227,40 +237,42 @@ class ScoringNetwork:
             lengths[rows] = table.norm(dim=1, keepdim=True).clamp_(min=_TINY)
             vectors[rows, :-1] = table * (scale / lengths[rows])
             vectors[rows, -1:] = self.model.bias(features[rows])
-        return Catalogue(features, vectors, lengths / scale, (1 / lengths[:, 0]).cpu().numpy())
+            release_pages()  # of a large model's file, which is gone through once
+        return Catalogue(features, vectors, lengths / scale)
 
     def encode(self, context: Context, catalogue: Catalogue) -> Encoded:
         """Read the histories."""
         length = self.model.config.sequence_length
         packed = Packed.of(context, catalogue, length=length, age_weights=self._age_weights)
-        seen = catalogue.embeddings(packed.item)  # (N, D)
-        events = seen + self._kinds.index_select(0, packed.kind)
+        events = catalogue.embeddings(packed.item).add_(self._kinds.index_select(0, packed.kind))  # (N, D)
         events = events.add_(self._place.index_select(0, packed.place)).addcmul_(packed.quantity, self._quantity)
-        asking = self._shopper(torch.from_numpy(context.user_features).to(seen.device))  # (B, D)
+        asking = self._shopper(torch.from_numpy(context.user_features).to(events.device))  # (B, D)
         tokens = torch.cat([self._token_norm(events), asking])  # (N + B, D)
         for layer in self._layers:
             tokens = layer(tokens, packed)
-        read_output, tokens, attention = self._read_out(tokens, packed)
+        read_output, heard = self._read_out(tokens, packed)
 
-        spread = packed.spread(torch.cat([seen, asking]))  # the queries' rows only keep the numbering
-        summed = (packed.weights @ spread[:, :-1])[:, 0]  # (B, D)
-        both = torch.stack([self._query_norm(read_output), summed])
+        norm = self._query_norm
+        normed, _, inverse_deviation = torch.native_layer_norm(read_output, norm.weight.shape, None, None, norm.eps)
+        taste = torch.embedding_bag(
+            catalogue.vectors, packed.item, packed.starts, mode=0, per_sample_weights=packed.age_weights
+        )[0][:, :-1]  # mode 0: the sum
+        both = torch.stack([torch.addcmul(norm.bias, normed, norm.weight), taste])
         lengths = both.norm(dim=-1, keepdim=True).clamp_(min=_TINY)
         read, taste = both.div_(lengths)
         query = torch.addcmul(read, taste, self._gate)
         length_of_query = query.norm(dim=-1, keepdim=True).clamp_(min=_TINY)
         return Encoded(
+            packed=packed,
             query=query / length_of_query,
             length=length_of_query,
             read=read,
             read_length=lengths[0],
-            read_output=read_output,
+            normed=normed,
+            inverse_deviation=inverse_deviation,
             taste=taste,
             taste_length=lengths[1],
-            seen=spread,
-            weights=packed.weights,
-            tokens=tokens,
-            attention=attention,
+            heard=heard,
         )
 
     def again(self, context: Context, pairs: RepeatPairs, encoded: Encoded, catalogue: Catalogue) -> Tensor:  # (P,)
@@ -281,34 +293,38 @@ class ScoringNetwork:
         hidden.addmm_(base, wide[:, -1:].T)
         return F.linear(F.gelu(hidden), last, last_bias)[:, 0]
 
-    def parts(self, vectors: Tensor, encoded: Encoded) -> tuple[Tensor, Tensor]:
-        """Return what of a query's product with vectors (B, K, D) comes from the events, by first-order effects.
-
-        The first part (B, K, P - 1) is what each event adds by turning the query, in the taste and in what the last
-        attention reads. The second (B, K) is the taste's own product, which no event alone accounts for.
-        """
-        taste = (vectors @ encoded.taste[..., None])[..., 0] * (self._gate / encoded.length)
-        turned = _across(vectors, encoded.query)
-        by_taste = _across(turned, encoded.taste) @ encoded.seen[:, :-1].transpose(1, 2)  # (B, K, P - 1)
-        by_taste *= encoded.weights * (self._gate / (encoded.taste_length * encoded.length))[..., None]
-
-        variance, mean = torch.var_mean(encoded.read_output, dim=-1, keepdim=True, correction=0)
-        deviation = (variance + self._query_norm.eps).sqrt()
-        scale = self._query_norm.weight / (deviation * encoded.read_length * encoded.length)
-        by_read = _across(turned, encoded.read) * scale[:, None]
-        unit = (encoded.read_output - mean) / (deviation * mean.new_tensor(encoded.read_output.shape[1]).sqrt())
-        by_heard = _across(by_read, unit) @ self._read_out.centred_value  # (B, K, H * D)
-        n_rows, n_items, size = vectors.shape
-        by_heard = by_heard.view(n_rows, n_items * self._read_out.heads, size)
-        heads = by_heard @ encoded.tokens.transpose(1, 2)  # (B, K * H, P)
-        heads = heads.view(n_rows, n_items, self._read_out.heads, heads.shape[2])
-        attention = encoded.attention.transpose(1, 2)[:, None]  # (B, 1, H, P)
-        heads = heads - (heads * attention).sum(dim=-1, keepdim=True)
+    def effects(self, encoded: Encoded, catalogue: Catalogue) -> Effects:
+        """Work out what scores are taken apart with, once for all items."""
+        packed, heard = encoded.packed, encoded.heard
+        gate = self._gate / encoded.length
+        own = catalogue.take(packed.item)[:, :-1] * packed.age_weights[:, None]  # (N, D)
+        own = packed.spread(F.pad(own, (0, 0, 0, len(gate))))[:, :-1]
         # How the reading changes without an event: the others share its attention.
+        attention = heard.attention[:, :-1]
         apart = attention / (1 - attention).clamp_(min=_LEAST_OTHERS)
-        return by_taste.add_((heads * apart).sum(dim=2)[..., :-1]), taste
+        heads = (heard.tokens[:, :-1, None] - heard.mean[:, None]) * apart[..., None]  # (B, P - 1, H, D)
+        return Effects(
+            query=encoded.query,
+            taste=encoded.taste,
+            read=encoded.read,
+            normed=encoded.normed * encoded.normed.shape[1] ** -0.5,
+            gate=gate,
+            own=own * (gate / encoded.taste_length)[..., None],
+            scale=self._query_norm.weight * (encoded.inverse_deviation / (encoded.read_length * encoded.length)),
+            heads=heads.flatten(2),
+            value=self._read_out.centred_value,
+        )
 
 
-def _across(vectors: Tensor, unit: Tensor) -> Tensor:  # (B, K, D)
-    """Take out of vectors what goes along a direction (B, D) of length 1: only the rest turns it."""
-    return torch.baddbmm(vectors, vectors @ unit[..., None], unit[:, None], alpha=-1)
+@contextlib.contextmanager
+def without_onednn() -> Iterator[None]:
+    """Keep torch from oneDNN, which makes its kernels anew for each number of events: a tenth of what answers take.
+
+    For the whole process: a thread that trains meanwhile may do a step without it.
+    """
+    set_flags: Callable[..., tuple[Any, ...]] = torch.backends.mkldnn.set_flags
+    was_enabled = set_flags(False, _fp32_precision=None)[0]
+    try:
+        yield
+    finally:
+        set_flags(was_enabled, _fp32_precision=None)

@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from recflow.models.attribution import Attribution, Rows
+from recflow.models.effects import Effects
 from recflow.models.interactions import Context, Interactions
 from recflow.models.network import SequenceModel, build
 from recflow.models.repeats import RepeatPairs, repeat_pairs
-from recflow.models.scoring import Catalogue, Encoded, ScoringNetwork
+from recflow.models.scoring import Catalogue, Encoded, ScoringNetwork, without_onednn
 from recflow.models.weights import load_model, save_model
 
 _SCORING_BATCH = 256  # shoppers whose logits are computed at once
@@ -48,7 +49,7 @@ class SequenceRanker:
 
     def rank(self, context: Context) -> "SequenceRanking":
         """Read the histories in one pass; all that can be asked of the ranking rests on it."""
-        with torch.inference_mode():
+        with torch.inference_mode(), without_onednn():
             catalogue, pairs = self._items(context.item_features), repeat_pairs(context)
             encoded = self._network.encode(context, catalogue)
             again = self._network.again(context, pairs, encoded, catalogue).cpu().numpy()
@@ -126,24 +127,27 @@ class SequenceRanking:
         """
         if not items.size:
             return Attribution.nothing(items, self.context.items.shape[1])
-        encoded, context, again, shares = self.encoded, self.context, self._again_of_events, self._shares
-        if rows is not None and not np.array_equal(rows, np.arange(len(context))):
-            encoded, context = Encoded(*(part[rows] for part in encoded)), context.take(rows)
-            again, shares = again[rows], shares[rows]
-        known = torch.from_numpy(np.maximum(items, 0)).to(encoded.query.device).flatten()
+        effects, own, again, shares = self._effects, self.context.items, self._again_of_events, self._shares
+        query = self.encoded.query
+        if rows is not None and not np.array_equal(rows, np.arange(len(own))):
+            effects, query, own, again, shares = effects.take(rows), query[rows], own[rows], again[rows], shares[rows]
         with torch.inference_mode():
-            found = (self.catalogue.vectors.index_select(0, known) - self.catalogue.mean).view(*items.shape, -1)
-            vectors = found[..., :-1].contiguous()  # (R, K, D)
-            total = (vectors @ encoded.query[..., None])[..., 0] + found[..., -1]
-            events, taste = (part.cpu().numpy() for part in self.network.parts(vectors, encoded))
-        n_recent = events.shape[2]
-        events += taste[..., None] * shares[:, None, shares.shape[1] - n_recent :]
-        rest = total.cpu().numpy() - events.sum(axis=2)
-        parts = (items[:, :, None] + 1 == context.items[:, None, :]) * again[:, None, :]  # (R, K, L)
-        parts[..., parts.shape[2] - n_recent :] += events
+            found = self._vectors(items) - self.catalogue.mean  # (R, K, D + 1)
+            vectors = found[..., :-1].contiguous()
+            total = ((vectors @ query[..., None])[..., 0] + found[..., -1]).cpu().numpy()
+            parts, taste = (part.cpu().numpy() for part in effects.parts(vectors))
+        parts += shares[:, :, None] * taste[:, None]  # (R, P - 1, K)
+        rest = total - parts.sum(axis=1)
+        events = (own[:, :, None] == items[:, None] + 1) * again[:, :, None]  # (R, L, K)
+        events[:, events.shape[1] - parts.shape[1] :] += parts
         if (items < 0).any():
-            parts, rest = parts * (items >= 0)[..., None], rest * (items >= 0)
-        return Attribution(parts, rest)
+            events, rest = events * (items >= 0)[:, None], rest * (items >= 0)
+        return Attribution(events.transpose(0, 2, 1), rest)
+
+    @cached_property
+    def _effects(self) -> Effects:
+        with torch.inference_mode():
+            return self.network.effects(self.encoded, self.catalogue)
 
     @cached_property
     def _again_of_events(self) -> NDArray[np.float32]:  # (B, L)
@@ -151,11 +155,12 @@ class SequenceRanking:
         return self.pairs.among_events(self.again, self.context.items > 0)
 
     @cached_property
-    def _shares(self) -> NDArray[np.float32]:  # (B, L) 0 but for the events that the network read
+    def _shares(self) -> NDArray[np.float32]:  # (B, P - 1) of the events that the network read
         """Share 1 alike among the distinct items of each history, and each item's part among its events."""
         is_read = self.context.items > 0
-        is_read[:, : is_read.shape[1] - (self.encoded.seen.shape[1] - 1)] = False
-        shares = self.pairs.among_events(np.ones(len(self.again), np.float32), is_read)
+        first = is_read.shape[1] - (self.encoded.packed.unread.shape[1] - 1)
+        is_read[:, :first] = False
+        shares = self.pairs.among_events(np.ones(len(self.again), np.float32), is_read)[:, first:]
         shares /= np.maximum(shares.sum(axis=1, keepdims=True), 1)
         return shares
 

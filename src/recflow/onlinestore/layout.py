@@ -33,6 +33,9 @@ _SCALARS: Final = {
     "UNIX_TIMESTAMP": (8, FieldDescriptorProto.TYPE_INT64),
 }
 _LIST: Final = "_LIST"
+# Numbers stand in for each other: a feature may become a float while rows of yesterday are still integers.
+_HISTORY_KINDS: Final = ("STRING_LIST", "STRING_LIST", "INT64_LIST", "DOUBLE_LIST")  # of HISTORY_FEATURES
+_NOT_NUMBERS: Final = frozenset({"BYTES", "STRING", "UNIX_TIMESTAMP"})
 VALUE_TYPES: Final = frozenset([*_SCALARS, *(name + _LIST for name in _SCALARS)])  # what can be read
 
 
@@ -45,28 +48,32 @@ class UserLayout:
         self._prefix = _key_prefix(join_key)
         features = {name: kind for view in self.views for name, kind in view.features if name not in HISTORY_FEATURES}
         self._names = tuple(features)
+        self._kinds = tuple(features.values())
         # Lists can be changed by whoever gets them: each reader gets its own.
-        self._decoders = tuple(decode if kind.endswith(_LIST) else _decode_scalar for kind in features.values())
+        self._decoders = tuple(decode if kind.endswith(_LIST) else _decode_scalar for kind in self._kinds)
 
     def key(self, user_id: str) -> bytes:
         """Return a user's entity key."""
         return self._prefix + _text(user_id)
 
-    def user(self, stored: Mapping[str, bytes | None]) -> OnlineUser:
+    def user(self, stored: Mapping[str, bytes | None]) -> OnlineUser | None:
         """Make a user's row of the values that the store has, by feature; what is missing is null.
 
-        A row that can't be read is that of a stranger: those that are read beside it are none the worse.
+        None where it can't be read: those that are read beside it are none the worse.
         """
         try:
             return self._row(stored)
         except Exception as error:  # bytes are wrong in ways that can't be listed
             log.warning("The online store has a row that can't be read (%s).", type(error).__name__)
-            return self._row({})
+            return None
 
     def _row(self, stored: Mapping[str, bytes | None]) -> OnlineUser:
         get = stored.get
-        features = {name: decoder(get(name)) for name, decoder in zip(self._names, self._decoders, strict=True)}
-        history = [decode(get(name)) or [] for name in HISTORY_FEATURES]
+        features = {
+            name: decoder(get(name), kind)
+            for name, kind, decoder in zip(self._names, self._kinds, self._decoders, strict=True)
+        }
+        history = [decode(get(name), kind) or [] for name, kind in zip(HISTORY_FEATURES, _HISTORY_KINDS, strict=True)]
         if len(set(map(len, history))) > 1:
             raise ValueError("the columns of a history differ in length")
         return OnlineUser(features, *history)
@@ -95,11 +102,15 @@ def table(view: StoredView) -> str:
 # -- values
 
 
-def decode(stored: bytes | None) -> Any:
+def decode(stored: bytes | None, expected: str) -> Any:
     """Return a value as Python has it: lists as lists, timestamps as `datetime` (UTC), what is missing as None.
 
+    Args:
+        stored: as the store has it.
+        expected: one of `VALUE_TYPES`.
+
     Raises:
-        ValueError: the value is of a kind that can't be read.
+        ValueError: the value is of a kind that can't be read, or no number, text, ... as expected.
     """
     if not stored:
         return None
@@ -107,13 +118,21 @@ def decode(stored: bytes | None) -> Any:
     kind = value.WhichOneof("val")
     if kind is None:
         raise ValueError("online store: a value is of a kind that isn't read; see layout.VALUE_TYPES")
+    if kind != expected and _sort(kind) != _sort(expected):
+        raise ValueError(f"online store: expected a value of the kind {expected}, found {kind}")
     found = getattr(value, kind)
     if kind.endswith("_LIST"):
         return [_moment(each) for each in found.val] if kind == "UNIX_TIMESTAMP_LIST" else found.val[:]
     return _moment(found) if kind == "UNIX_TIMESTAMP" else found
 
 
-_decode_scalar: Callable[[bytes | None], Any] = functools.lru_cache(_CACHED_VALUES)(decode)
+_decode_scalar: Callable[[bytes | None, str], Any] = functools.lru_cache(_CACHED_VALUES)(decode)
+
+
+def _sort(kind: str) -> tuple[str, bool]:
+    """Return what is told apart: text, bytes, timestamp or number; one of them or a list."""
+    plain = kind.removesuffix(_LIST)
+    return plain if plain in _NOT_NUMBERS else "number", kind.endswith(_LIST)
 
 
 def _moment(seconds: int) -> datetime | None:

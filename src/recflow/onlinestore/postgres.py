@@ -37,14 +37,14 @@ class PostgresBackend:
         self._async_lock = asyncio.Lock()  # one read at a time: those that come together are one
         self._ending: set[asyncio.Task[None]] = set()  # the event loop itself holds tasks weakly
 
-    def users(self, user_ids: Sequence[str]) -> list[OnlineUser]:
+    def users(self, user_ids: Sequence[str]) -> list[OnlineUser | None]:
         """Return what is known of each user; all of it is of one moment."""
         keys = [self._layout.key(user_id) for user_id in user_ids]
         with self._connected() as connection:
             rows: Any = connection.execute(self._read, self._parameters(keys), prepare=True, binary=True).fetchall()
         return self._users(keys, rows)
 
-    async def users_async(self, user_ids: Sequence[str]) -> list[OnlineUser]:
+    async def users_async(self, user_ids: Sequence[str]) -> list[OnlineUser | None]:
         """Return the same without holding up the event loop."""
         keys = [self._layout.key(user_id) for user_id in user_ids]
         async with self._async_lock:
@@ -81,7 +81,7 @@ class PostgresBackend:
     def _parameters(self, keys: list[bytes]) -> list[list[bytes]]:
         return [keys] * len(self._layout.views)
 
-    def _users(self, keys: list[bytes], rows: Rows) -> list[OnlineUser]:
+    def _users(self, keys: list[bytes], rows: Rows) -> list[OnlineUser | None]:
         stored: dict[bytes, dict[str, bytes]] = {key: {} for key in keys}
         for key, name, value in rows:
             stored[key][name] = value
@@ -113,9 +113,11 @@ class PostgresBackend:
 
     def mark(self) -> str | None:
         """Return the mark that was set last; None where there is none."""
-        with self._connected() as connection:
-            connection.execute(sql.SQL("CREATE TABLE IF NOT EXISTS {} (mark TEXT)").format(_MARK))
-            row = connection.execute(sql.SQL("SELECT mark FROM {}").format(_MARK)).fetchone()
+        try:
+            with self._connected() as connection:
+                row = connection.execute(sql.SQL("SELECT mark FROM {}").format(_MARK)).fetchone()
+        except psycopg.errors.UndefinedTable:
+            return None
         return str(row[0]) if row else None
 
     def set_mark(self, mark: str) -> None:

@@ -46,13 +46,13 @@ class RedisBackend:
             )
         )
 
-    def users(self, user_ids: Sequence[str]) -> list[OnlineUser]:
+    def users(self, user_ids: Sequence[str]) -> list[OnlineUser | None]:
         """Return what is known of each user; the values of one user are of one moment."""
         with self._client.pipeline(transaction=False) as pipeline:
             self._ask(pipeline, user_ids)
             return self._answer(pipeline.execute())
 
-    async def users_async(self, user_ids: Sequence[str]) -> list[OnlineUser]:
+    async def users_async(self, user_ids: Sequence[str]) -> list[OnlineUser | None]:
         """Return the same without holding up the event loop."""
         async with self._async_client.pipeline(transaction=False) as pipeline:
             self._ask(pipeline, user_ids)
@@ -62,7 +62,7 @@ class RedisBackend:
         for user_id in user_ids:
             pipeline.hmget(self._layout.key(user_id) + PROJECT.encode(), self._fields)
 
-    def _answer(self, replies: list[list[bytes | None]]) -> list[OnlineUser]:
+    def _answer(self, replies: list[list[bytes | None]]) -> list[OnlineUser | None]:
         return [self._layout.user(dict(zip(self._names, reply, strict=True))) for reply in replies]
 
     def forget(self, user_id: str) -> None:

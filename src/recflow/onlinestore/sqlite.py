@@ -32,7 +32,7 @@ class SqliteBackend:
     def _user(self) -> Sequence[StoredView]:
         return self._layout.views
 
-    def users(self, user_ids: Sequence[str]) -> list[OnlineUser]:
+    def users(self, user_ids: Sequence[str]) -> list[OnlineUser | None]:
         """Return what is known of each user; all of it is of one moment."""
         with self._lock:
             try:
@@ -42,7 +42,7 @@ class SqliteBackend:
                 raise
         return [self._layout.user(values) for values in stored]
 
-    async def users_async(self, user_ids: Sequence[str]) -> list[OnlineUser]:
+    async def users_async(self, user_ids: Sequence[str]) -> list[OnlineUser | None]:
         """Return the same, read right here."""
         return self.users(user_ids)
 
@@ -117,8 +117,8 @@ class SqliteBackend:
         if not self._database.exists():
             return None
         with self._writing() as connection:
-            connection.execute(f"CREATE TABLE IF NOT EXISTS {_MARK} (mark TEXT)")
-            row = connection.execute(f"SELECT mark FROM {_MARK}").fetchone()
+            is_there = connection.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (_MARK,)).fetchone()
+            row = connection.execute(f"SELECT mark FROM {_MARK}").fetchone() if is_there else None
         return str(row[0]) if row else None
 
     def set_mark(self, mark: str) -> None:

@@ -60,6 +60,7 @@ class Champion:
     version: str
     folder: Path
     content_hash: str
+    moments: Mapping[str, str | None] = field(default_factory=dict)  # see `storage.Release`
 
 
 def champion_version(settings: Settings) -> str | None:
@@ -84,7 +85,12 @@ def champion(settings: Settings) -> Champion | None:
 def fetch_version(version: str, settings: Settings) -> Champion:
     """Return any version with its files at hand."""
     found = show(version, settings)
-    return Champion(found.version, fetch(found.source, found.content_hash, settings), found.content_hash)
+    moments = {
+        "trained_at": found.tags.get("trained_at"),
+        "published_at": found.created.isoformat(timespec="seconds"),
+        "promoted_at": found.promoted.isoformat(timespec="seconds") if found.promoted else None,
+    }
+    return Champion(found.version, fetch(found.source, found.content_hash, settings), found.content_hash, moments)
 
 
 def followed(version: str, settings: Settings) -> Champion | None:

@@ -94,6 +94,8 @@ class Answerer:
     def _by_score(
         self, requests: Sequence[ShopperRequest], rows: list[int], ranked: Ranked, recommender: Recommender
     ) -> Sequence[Answer | Exception]:
+        if not rows:
+            return []
         try:
             return ranked_answers(recommender, [requests[row] for row in rows], ranked, rows)
         except Exception as error:  # one of them: the others shall not go without

@@ -144,6 +144,14 @@ class CampaignsAnswer(TypedDict):
     campaigns: list[StoredCampaign]
 
 
+class StockAnswer(TypedDict):
+    """What became of the lines; they are on disk."""
+
+    request_id: str
+    out_of_stock: int  # items that are, with those of earlier calls
+    unknown_item_ids: list[str]  # of this call: the catalogue that is served doesn't have them yet; kept all the same
+
+
 class Affinity(TypedDict):
     """How much of what a shopper bought belongs to one value."""
 
@@ -222,6 +230,7 @@ class ItemAnswer(TypedDict):
     image_uri: str | None
     store_id: str | None
     is_offered: bool
+    in_stock: bool  # true as well where nobody said anything of it
     customers: int  # who ever bought it, up to the model's last day
     customers_recently: int  # within the popularity window
     first_sold: str | None
@@ -236,9 +245,12 @@ class ModelAnswer(TypedDict):
     model_class: str
     candidate: str
     until: str  # the last day of data that it learnt from
-    trained_at: str | None
+    trained_at: str | None  # when its weights were done; null of a version that was published without it (all UTC)
+    published_at: str | None  # when it came into the registry
+    promoted_at: str | None  # when it last became the champion
     feature_service: str
-    snapshot_hash: str | None
+    snapshot_hash: str | None  # of the training set
+    counts: dict[str, int]  # of the training set: items, users, events, examples, ...
     code_version: str
     format_version: int
     metrics: dict[str, Any]

@@ -21,6 +21,7 @@ from recflow.schema import EVENT_TYPES, HISTORY_EVENT_TYPES, day_end
 from recflow.serving.bundle import Bundle, load_bundle
 from recflow.serving.feedback import to_us
 from recflow.serving.rules import Rules
+from recflow.serving.stock import Stock
 from recflow.settings import Settings
 from recflow.storage import Release, Storage
 
@@ -44,7 +45,7 @@ def recommend_batch(
     """Recommend k items to each user; columns user_id, item_id, rank (from 1), score.
 
     Histories and features are those at the end of the lake's last day, as the online store has them; unknown users get
-    what is popular. Items that aren't offered, or that the settings block, are never recommended.
+    what is popular. Items that aren't offered or in stock, or that the settings block, are never recommended.
 
     Args:
         users: ids as in the feed, each answered once in this order; None: every user of the lake. Where ids are
@@ -68,7 +69,8 @@ def recommend_batch(
     unknown = int((places < 0).sum())
     if unknown:
         log.info("%d of %d users aren't in the lake; they get what is popular", unknown, len(places))
-    hidden = ~Rules.of(bundle, settings.serving.rules).showable()
+    rules = Rules.of(bundle, settings.serving.rules).with_out_of_stock(Stock(settings).out())
+    hidden = ~rules.showable()
     items, scores = [], []
     for start in range(0, len(places), _CHUNK):
         chunk = places[start : start + _CHUNK]

@@ -36,15 +36,15 @@ from recflow.models.attribution import Factored
 from recflow.models.catalog import load_ranker
 from recflow.models.dataset import TrainingSet
 from recflow.models.features import Encoders
-from recflow.models.interactions import Ranker
+from recflow.models.interactions import Context, Interactions, Ranker
 from recflow.models.weights import read_arrays, release_pages
 from recflow.retrieval.dense import Index, ListIndex, build_index, load_index
 from recflow.schema import day_end
-from recflow.serving.catalogue import Codes, price_levels
+from recflow.serving.catalogue import Codes, find_item, price_levels
 from recflow.serving.counting import build_tables
 from recflow.serving.probe import check_probe, record_probe
 from recflow.serving.tables import Tables
-from recflow.settings import Settings
+from recflow.settings import ServingSettings, Settings
 from recflow.storage import Artifact, Storage
 
 FORMAT_VERSION = 2
@@ -99,6 +99,10 @@ class Bundle:
     def item_index(self) -> dict[str, int]:
         """Return item_id -> item_idx."""
         return {item_id: index for index, item_id in enumerate(self.item_ids)}
+
+    def find(self, item_id: str) -> int | None:
+        """Return item_idx, None where the catalogue has no such item, see `catalogue.find_item`."""
+        return find_item(self.item_index, item_id)
 
     @cached_property
     def titles(self) -> list[str | None]:
@@ -202,9 +206,9 @@ def build_bundle(until: date, settings: Settings) -> Artifact:
             "stays; train on other data or review the gate's thresholds."
         )
     training = TrainingSet.open(Path(storage.read_folder("training_sets", name).uri))
-    candidates = Path(storage.read_folder("candidates", name).uri)
+    trained = storage.read_folder("candidates", name)
     with storage.writing_folder("bundles", name) as (folder, manifest):
-        _copy_model(candidates, verdict["candidate"], folder)
+        _copy_model(Path(trained.uri), verdict["candidate"], folder)
         facts = {
             "format_version": FORMAT_VERSION,
             "until": name,
@@ -215,6 +219,7 @@ def build_bundle(until: date, settings: Settings) -> Artifact:
             "user_features": training.manifest["user_features"],
             "item_features": training.manifest["item_features"],
             "snapshot_hash": training.manifest.get("snapshot_hash"),
+            "counts": training.manifest.get("counts", {}),
             "holdout_start": str(training.holdout_start),
             "code_version": version("recflow"),
             "metrics": verdict.get("metrics", {}),
@@ -222,11 +227,10 @@ def build_bundle(until: date, settings: Settings) -> Artifact:
             "tables": _write_arrays(training, folder, settings),
         }
         facts |= _write_index(training, folder, settings)
-        facts["files"] = _hashes(folder)
-        facts["probe"] = record_probe(_load(folder, facts))
-        (folder / _FACTS).write_text(json.dumps(facts, indent=1, sort_keys=True, default=str) + "\n", encoding="utf-8")
+        facts = seal(folder, facts)
         manifest |= {key: facts[key] for key in ("until", "candidate", "model_class", "format_version", "metrics")}
-    return Artifact(str(storage.folder("bundles", name)), manifest)
+    # Beside the bundle, not in it: the same weights trained again are the same bundle.
+    return Artifact(str(storage.folder("bundles", name)), manifest | {"trained_at": trained.manifest.get("trained_at")})
 
 
 def load_bundle(folder: Path) -> Bundle:
@@ -284,10 +288,15 @@ def _write_arrays(training: TrainingSet, folder: Path, settings: Settings) -> di
     save_file({"item_features": np.ascontiguousarray(features)}, folder / "item_features.safetensors")
     vectors = title_vectors(items["title"].to_pylist(), encoder=settings.training.text_encoder)
     save_file({"vectors": np.ascontiguousarray(vectors)}, folder / "vectors.safetensors")
-    serving = settings.serving
-    tables = build_tables(
-        training.interactions(),
-        training.users["country"].to_numpy(),
+    tables = tables_of(training.interactions(), training.users["country"].to_numpy(), settings.serving)
+    return tables.save(folder / "tables.safetensors")
+
+
+def tables_of(interactions: Interactions, user_country: NDArray[np.object_], serving: ServingSettings) -> Tables:
+    """Count what answers without a model and what reasons quote; `user_country` is by user_idx, (U,)."""
+    return build_tables(
+        interactions,
+        user_country,
         window_days=serving.popularity_days,
         n_neighbours=serving.neighbours,
         min_customers=serving.min_customers_together,
@@ -295,7 +304,6 @@ def _write_arrays(training: TrainingSet, folder: Path, settings: Settings) -> di
         min_country_buyers=serving.min_country_buyers,
         max_countries=serving.max_countries,
     )
-    return tables.save(folder / "tables.safetensors")
 
 
 def _write_index(training: TrainingSet, folder: Path, settings: Settings) -> dict[str, Any]:
@@ -307,8 +315,16 @@ def _write_index(training: TrainingSet, folder: Path, settings: Settings) -> dic
     rows = training.holdout_rows()
     rows = rows[np.linspace(0, len(rows) - 1, min(len(rows), _TUNED_ON)).astype(np.int64)]
     context = training.context(rows, Encoders.load(folder / "encoder.json"), item_features=features)
+    return write_index(folder, ranker, context, serving)
+
+
+def write_index(folder: Path, ranker: Factored, context: Context, serving: ServingSettings) -> dict[str, Any]:
+    """Index a model's items, tuned on the shoppers of a context; return what `bundle.json` says of it.
+
+    Nothing is written of a catalogue that is too small to be cut into lists.
+    """
     index = build_index(
-        ranker.item_vectors(features),
+        ranker.item_vectors(context.item_features),
         ranker.rank(context).queries,
         exact_below=serving.exact_below_items,
         recall=serving.index_recall,
@@ -319,6 +335,14 @@ def _write_index(training: TrainingSet, folder: Path, settings: Settings) -> dic
     index.save(folder / "index")
     facts = {"exact_below": serving.exact_below_items, "recall": round(index.recall, 4)}
     return {"index": facts | {"lists": index.n_lists, "lists_read": index.n_read}}
+
+
+def seal(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
+    """Write `bundle.json` of a folder that has all else: hashes and the probe's answers with the facts; return it."""
+    facts = facts | {"files": _hashes(folder)}
+    facts["probe"] = record_probe(_load(folder, facts))
+    (folder / _FACTS).write_text(json.dumps(facts, indent=1, sort_keys=True, default=str) + "\n", encoding="utf-8")
+    return facts
 
 
 def _hashes(folder: Path) -> dict[str, str]:

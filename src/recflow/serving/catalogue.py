@@ -1,12 +1,14 @@
 """Columns of the catalogue as numbers, so that a filter is a comparison of integers. V items, M names."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
+
+from recflow.settings import plain_id
 
 PRICE_LEVELS = 5
 _LEVEL_ITEMS = 20  # priced items that a category needs for levels of its own: four a level; with fewer, one moves them
@@ -62,6 +64,12 @@ class Codes:
             if name in self.code:
                 is_wanted[self.code[name] : self.ends[self.code[name]]] = True
         return is_wanted[self.of_item]
+
+
+def find_item(item_index: Mapping[str, int], item_id: str) -> int | None:
+    """Return an item's item_idx; an id in another case or with spaces around is found where its own spelling isn't."""
+    item = item_index.get(item_id)
+    return item_index.get(plain_id(item_id)) if item is None else item
 
 
 def price_levels(

@@ -180,10 +180,8 @@ def _weeks(purchases: Interactions, first: np.datetime64, of_country: Any) -> di
     return {
         "week_customers": _column_sums(week),
         "earlier_customers": _column_sums(earlier),
-        "week_buyers": _row_count(week),
         "country_week_customers": _by_country(of_country, week),
         "country_earlier_customers": _by_country(of_country, earlier),
-        "country_week_buyers": _buyers_by_country(of_country, week),
         "earlier_weeks": earlier_weeks,
     }
 
@@ -193,13 +191,11 @@ def _first_moment(interactions: Interactions) -> np.datetime64:
 
 
 def _sold_days(purchases: Interactions) -> dict[str, Any]:
-    """Find each item's first and last day with a sale."""
-    days = _days(purchases)
-    first = np.full(purchases.n_items, np.iinfo(np.int32).max, dtype=np.int32)
-    last = np.full(purchases.n_items, -1, dtype=np.int32)
-    np.minimum.at(first, purchases.item_idx, days)
-    np.maximum.at(last, purchases.item_idx, days)
-    return {"first_sold_day": np.where(last < 0, -1, first).astype(np.int32), "last_sold_day": last}
+    """Find each item's first day with a sale."""
+    never = np.iinfo(np.int32).max
+    first = np.full(purchases.n_items, never, dtype=np.int32)
+    np.minimum.at(first, purchases.item_idx, _days(purchases))
+    return {"first_sold_day": np.where(first == never, -1, first).astype(np.int32)}
 
 
 def _reorders(purchases: Interactions) -> dict[str, Any]:

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from recflow.onlinestore import OnlineUser
 
 
+_CALENDAR_US = range(-62_135_596_800_000_000, 253_402_300_800_000_000)  # the years 1 to 9999, which can be written
+
 _Row = tuple[int, str, str, float | None]  # moment (microseconds, UTC), item, type, pieces
 
 
@@ -107,6 +109,8 @@ def _columns(stored: "OnlineUser | None") -> tuple[list[int], list[str], list[st
     if not len(timestamps) == len(item_ids) == len(event_types) == len(quantities):
         raise ValueError("the stored history's columns differ in length")
     ordered = sorted(timestamps)
+    if ordered and not (ordered[0] in _CALENDAR_US and ordered[-1] in _CALENDAR_US):
+        raise ValueError("the stored history has a moment that no calendar has")
     if ordered == timestamps:
         return timestamps, item_ids, event_types, list(quantities)
     order = sorted(range(len(timestamps)), key=timestamps.__getitem__)

@@ -25,14 +25,17 @@ _LATE = 1.5  # times the budget: a timer that rings so late says that the event 
 class Reader(Protocol):
     """What `onlinestore.open_reader` returns."""
 
-    async def users_async(self, user_ids: Sequence[str]) -> "list[OnlineUser]":
-        """Read rows, one a user in their order, without holding up the event loop."""
+    async def users_async(self, user_ids: Sequence[str]) -> "list[OnlineUser | None]":
+        """Read rows, one a user in their order, None where it can't be read, without holding up the event loop."""
 
     def forget(self, user_id: str) -> None:
         """Delete a user's rows."""
 
     def is_current(self) -> bool:
         """Return whether it still reads what is materialized."""
+
+    def has_lost_rows(self) -> bool | None:
+        """Return whether the store holds other rows than were materialized last; None: it can't be said just now."""
 
     async def aclose(self) -> None:
         """Close it."""
@@ -51,11 +54,13 @@ class StoreAway(Exception):
 
 
 _AWAY = Stored(failure="the online store is away")
+_LOST = Stored(failure="the online store has lost the rows that were materialized last")
+_UNREADABLE = Stored(failure="the online store's row of this shopper can't be read")
 _SLOW = Stored(failure="the online store is too slow")
 
 
 class OnlineStore:
-    """A reader that may be away; all but `follow` belongs to one event loop."""
+    """A reader that may be away; all but `follow` and `compare` belongs to one event loop."""
 
     def __init__(
         self,
@@ -82,7 +87,17 @@ class OnlineStore:
         self._open_until: float | None = None  # monotonic seconds; None: the breaker is closed
         self._is_probing = False
         self._retiring: set[asyncio.Task[None]] = set()  # the event loop itself holds tasks weakly
+        self._has_lost_rows = False
         self.day: date | None = None  # the last day that the rows know
+
+    @property
+    def trouble(self) -> str | None:
+        """Return why answers do without the store, or without some of its rows."""
+        if self.is_away:
+            return "the store fails or is too slow; answers do without it"
+        if self._has_lost_rows:
+            return "the store has lost the rows that were materialized last; run `recflow run materialize`"
+        return None
 
     @property
     def is_away(self) -> bool:
@@ -113,7 +128,12 @@ class OnlineStore:
         if is_probe:
             log.info("The online store answers again.")
             self._close_breaker()
-        return [Stored(user=user, day=self.day) for user in users]
+        return [self._stored(user) for user in users]
+
+    def _stored(self, user: "OnlineUser | None") -> Stored:
+        if user is None:
+            return _UNREADABLE
+        return _LOST if self._has_lost_rows and is_stranger(user) else Stored(user=user, day=self.day)
 
     async def forget(self, user_id: str) -> None:
         """Delete what the store keeps of a shopper; no error where that is nothing.
@@ -146,6 +166,22 @@ class OnlineStore:
                 self._fresh = self._open_reader()
             except MissingInput:  # nothing was materialized yet
                 return
+
+    def compare(self) -> None:
+        """Look whether the store still holds what was materialized last.
+
+        For a thread that nobody waits for: the store is asked without a budget.
+        """
+        reader = self._fresh or self._reader
+        if reader is None or self.is_away:
+            return
+        try:
+            found = reader.has_lost_rows()
+        except Exception:  # it fails in ways that can't be listed; whoever reads rows finds out
+            return
+        if found and not self._has_lost_rows:
+            log.warning("The online store has lost the rows that were materialized last: materialize again.")
+        self._has_lost_rows = self._has_lost_rows if found is None else found
 
     def leave_alone(self, why: str) -> None:
         """Don't ask the store for a while."""

@@ -11,7 +11,8 @@ A score is taken apart by `models.attribution`: what the events of each item of 
 Letters as in `models.interactions`; M pairs of an item shown and an item of the history.
 """
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from functools import lru_cache
@@ -22,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recflow.models.context import Timelines
+from recflow.models.pairs import Pairs
 from recflow.schema import EVENT_TYPES
 from recflow.serving.answers import Reason
 from recflow.serving.bundle import Bundle
@@ -86,10 +88,13 @@ class Evidence:
 
 def popular_items(tables: Tables, *, min_customers: int) -> NDArray[np.bool_]:  # (1 + C, V)
     """Return which items a tenth of the sold items at most are bought more than, in the shop and in each country."""
-    counts = np.vstack([tables.popularity, tables.country_popularity])
-    n_popular = np.ceil(_POPULAR_SHARE * (counts > 0).sum(axis=1)).astype(np.int64)  # (1 + C,)
-    last = np.take_along_axis(-np.sort(-counts, axis=1), np.maximum(n_popular - 1, 0)[:, None], axis=1)
-    return np.asarray((counts >= np.maximum(last, min_customers)) & (n_popular > 0)[:, None], bool)
+    by_place = [tables.popularity, *tables.country_popularity]
+    is_popular = np.zeros((len(by_place), len(tables.popularity)), bool)
+    for row, counts in zip(is_popular, by_place, strict=True):  # one by one: all at once would be large copies
+        sold = np.sort(counts[counts > 0])
+        if len(sold):
+            row[:] = counts >= max(sold[-math.ceil(_POPULAR_SHARE * len(sold))], min_customers)
+    return is_popular
 
 
 def explain(
@@ -103,26 +108,22 @@ def explain(
     evidence: Evidence,
 ) -> list[list[Reason]]:
     """Return a reason for each item of each list."""
-    column = weights.by_event.argmax(axis=2)  # (B, K)
-    top = np.take_along_axis(weights.by_event, column[..., None], axis=2)[..., 0]
-    source = np.take_along_axis(timelines.items, column, axis=1) - 1  # -1: padding
-    is_named = (np.maximum(weights.history, top) > weights.rest) & (top > 0) & (source >= 0) & (items >= 0)
-    source = np.where(is_named, source, -1)
-    links = _links(items, source, evidence)
-    events = ((timelines.items - 1) * len(_VERBS) + _DONE[timelines.event_types]).tolist()  # item and what was done
-    moments, first = timelines.timestamps_us.tolist(), (timelines.items > 0).argmax(axis=1).tolist()
+    pair, top = weights.heaviest()  # (B, K)
+    is_named = (np.maximum(weights.history, top) > weights.rest) & (top > 0) & (items >= 0)
+    pair = np.where(is_named, pair, -1)
+    source = np.append(weights.pairs.item, -1)[pair]  # -1: none is named
+    links, events = _links(items, source, evidence), _Events(weights.pairs, timelines)
     reasons: list[list[Reason]] = []
-    for row, (shown, sources) in enumerate(zip(items.tolist(), source.tolist(), strict=True)):
-        start = first[row]  # before it is padding
-        done_with = _done_with(events[row][start:], moments[row][start:], today=moments_us[row] // _DAY_US)
+    for row, (shown, sources, pairs) in enumerate(zip(items.tolist(), source.tolist(), pair.tolist(), strict=True)):
         country, country_row = countries[row], evidence.tables.country_index(countries[row])
+        today = moments_us[row] // _DAY_US
         said: list[Reason] = []
-        for place, (item, other) in enumerate(zip(shown, sources, strict=True)):
+        for place, (item, other, own) in enumerate(zip(shown, sources, pairs, strict=True)):
             reason = None
             if other == item >= 0:
-                reason = _of_itself(done_with(item), is_cut=are_cut[row])
+                reason = _of_itself(events.done(own, today=today), is_cut=are_cut[row])
             elif other >= 0:
-                reason = _of_another(other, done_with(other), *links[row, place], evidence)
+                reason = _of_another(other, events.done(own, today=today), *links[row, place], evidence)
             if item >= 0:
                 said.append(reason or _of_item(item, country, country_row, evidence))
         reasons.append(said)
@@ -146,30 +147,30 @@ class _Done(NamedTuple):
     days_ago: int  # the last time, by the calendar (UTC)
 
 
-def _done_with(events: list[int], moments_us: list[int], *, today: int) -> Callable[[int], _Done]:
-    """Index one shopper's events; return a function that says what was done with an item of the history.
+class _Events:
+    """The events of B shoppers, by pairs of a shopper and an item."""
 
-    Args:
-        events: item_idx * 5 + what was done, place in `_VERBS`; oldest first.
-        moments_us: when, microseconds since 1970 (UTC).
-        today: the day of the answer, days since 1970 (UTC).
-    """
-    found: dict[int, list[int]] = {}
-    for event, moment in zip(events, moments_us, strict=True):
-        found.setdefault(event, []).append(moment)
+    def __init__(self, pairs: Pairs, timelines: Timelines) -> None:
+        """Put the events of an item together, as pairs have them."""
+        self._types = _DONE[timelines.event_types.ravel()[pairs.at]].tolist()
+        self._moments = timelines.timestamps_us.ravel()[pairs.at].tolist()
+        self._bounds = [*pairs.starts.tolist(), len(self._types)]
 
-    def look_up(item: int) -> _Done:
-        first = item * len(_VERBS)
-        event = next(event for event in range(first, first + len(_VERBS)) if event in found)
-        moments = list(dict.fromkeys(found[event]))
-        return _Done(event - first, moments, today - moments[-1] // _DAY_US)
-
-    return look_up
+    def done(self, pair: int, *, today: int) -> _Done:
+        """Say what a pair's shopper did with its item; `today` is the day of the answer, days since 1970 (UTC)."""
+        start, end = self._bounds[pair], self._bounds[pair + 1]
+        moments = self._moments[start:end]
+        what = self._types[start]
+        if len(moments) > 1:
+            types = self._types[start:end]
+            what = min(types)
+            moments = list(dict.fromkeys(moment for moment, each in zip(moments, types, strict=True) if each == what))
+        return _Done(what, moments, today - moments[-1] // _DAY_US)
 
 
 def _links(
     items: NDArray[np.int32],  # (B, K)
-    source: NDArray[np.int32],  # (B, K) the item named, -1 for none
+    source: NDArray[np.int64],  # (B, K) the item named, -1 for none
     evidence: Evidence,
 ) -> dict[tuple[int, int], tuple[int, float]]:  # by row and place
     """Look up the pairs of an item shown and another one that weighed most in it.
@@ -227,14 +228,15 @@ def _of_itself(done: _Done, *, is_cut: bool) -> Reason | None:
 
 def _bought_before(done: _Done, *, is_cut: bool) -> Reason:
     count, last_us = len(done.moments_us), done.moments_us[-1]
-    reason = Reason(kind="bought_before", text="", count=count, last=_moment(last_us))
     interval = _habit_days(done) if count >= _HABIT_DAYS else 0
     if interval:
-        reason["interval_days"] = interval
         said = f"buy this about every {_span(interval)}"
     else:
         said = f"bought this {'at least ' if is_cut else ''}{_times(count)}"
-    reason["text"] = f"You {said}, last on {_day(last_us)}."
+    text = f"You {said}, last on {_day(last_us)}."
+    reason: Reason = {"kind": "bought_before", "text": text, "count": count, "last": _moment(last_us)}
+    if interval:
+        reason["interval_days"] = interval
     return reason
 
 
@@ -304,7 +306,10 @@ def _moment(moment_us: int) -> str:
 
 
 def _times(count: int) -> str:
-    return {1: "once", 2: "twice"}.get(count, f"{count} times")
+    return _ADVERBS.get(count) or f"{count} times"
+
+
+_ADVERBS = {1: "once", 2: "twice"}
 
 
 def _span(days: int) -> str:

@@ -40,7 +40,7 @@ from recflow.serving.feedback import EventLog
 from recflow.serving.history import merge_history
 from recflow.serving.online import Stored, is_stranger
 from recflow.serving.reasons import Evidence, explain
-from recflow.serving.requests import Filters, ListRequest, ShopperRequest
+from recflow.serving.requests import Filters, ItemRequest, ListRequest, ShopperRequest
 from recflow.serving.rules import Ask, Rules, Slate
 from recflow.serving.shopper import Shopper
 from recflow.serving.weights import attribute_tables, contributions, weigh
@@ -95,12 +95,18 @@ class Recommender:
         """
         self.bundle = bundle
         self.version = version
+        self.moments: Mapping[str, str | None] = {}  # when it was trained, published and promoted
         self.event_log = event_log
         self.settings = settings
         self.observe = observe
         self.rules = Rules.of(bundle, settings.serving.rules)
+        self.out_of_stock: Collection[str] = ()
         self.evidence = Evidence.of(bundle, settings.serving)
-        self._search = search_of(bundle, self.rules)
+        self._search = search_of(bundle)
+
+    def set_out_of_stock(self, item_ids: Collection[str]) -> None:
+        """Have these items, and no others, count as out of stock from the next list on; from any thread."""
+        self.rules, self.out_of_stock = self.rules.with_out_of_stock(item_ids), item_ids
 
     # -- what is known
 
@@ -180,12 +186,14 @@ class Recommender:
         self.observe("rank", time.perf_counter() - began)
         return ranked
 
-    def scores_of(self, ranked: Ranked, row: int) -> NDArray[np.float32]:  # (V,)
-        """Return how the whole catalogue scores for one shopper; with an index that is worked out here, and takes long.
+    def scores_of(
+        self, ranked: Ranked, row: int, items: NDArray[np.integer] | None = None
+    ) -> NDArray[np.float32]:  # (V,), or (A,)
+        """Return how some items score for one shopper, or the whole catalogue.
 
-        A million items take 30 ms.
+        With an index the whole is worked out here, and takes long: a million items take 30 ms.
         """
-        return self._search.scores_of(ranked, row)
+        return self._search.scores_of(ranked, row, items)
 
     def _model_features(self, shopper: Shopper) -> Mapping[str, Any] | None:
         """Return the stored features if they are those that the model was trained with."""
@@ -235,11 +243,12 @@ class Recommender:
         for request, shopper, only in zip(requests, ranked.shoppers, allowed, strict=True):
             asks.append(self._ask(request, shopper))
             masks.append(_both(self.allowed(request.filters, shopper), only))
-        found = self._search.find(ranked, asks, masks)
+        rules = self.rules  # stock may change them meanwhile
+        found = self._search.find(ranked, asks, masks, rules=rules)
         metrics.CANDIDATES.observe(found.scores.shape[1])
         retrieved = time.perf_counter()
         self.observe("retrieval", retrieved - began)
-        slates = self.rules.apply_many(found.scores, found.allowed, asks, items=found.items)
+        slates = self._search.choose(found, ranked, asks, masks, rules=rules)
         ruled = time.perf_counter()
         self.observe("rules", ruled - retrieved)
         why = self._why(ranked, slates, with_weights=any(request.explain for request in requests))
@@ -264,14 +273,19 @@ class Recommender:
         scores: NDArray[np.float32],  # (V,)
         reasons: Callable[[NDArray[np.int32]], list[Reason]],  # (K,) item_idx -> one each
         allowed: NDArray[np.bool_] | None = None,  # (V,) beside the request's filters
+        second: Callable[[], NDArray[np.floating]] | None = None,  # (V,) see `filled_up`
         shopper: Shopper | None = None,
         fallback: Fallback | None = None,
     ) -> ItemsAnswer:
-        """Answer one request by scores of its own: filter, apply the rules, take the k best, say why."""
+        """Answer one request by scores of its own: filter, apply the rules, take the k best, say why.
+
+        With a second choice, what scores above 0 comes first. It is asked for where that isn't enough: it may take a
+        pass over the whole catalogue.
+        """
         may_show = _both(self.allowed(request.filters, shopper), allowed)
         if may_show is None:
             may_show = np.ones(len(scores), dtype=bool)
-        slate = self.rules.apply(scores, may_show, self._ask(request, shopper))
+        slate = self._slate(scores, may_show, self._ask(request, shopper), second)
         return self._items_answer(
             request,
             slate,
@@ -280,6 +294,21 @@ class Recommender:
             reasons=reasons(slate.items),
             contributions=[],
         )
+
+    def _slate(
+        self,
+        scores: NDArray[np.float32],  # (V,)
+        may_show: Mask,
+        ask: Ask,
+        second: Callable[[], NDArray[np.floating]] | None,
+    ) -> Slate:
+        if second is None:
+            return self.rules.apply(scores, may_show, ask)
+        if np.count_nonzero(scores > 0) >= ask.k and not self.rules.pinned(ask.placement):
+            slate = self.rules.apply(filled_up(scores, None), may_show, ask)
+            if slate.lowest > 0 and (slate.scores > 0).all():
+                return slate
+        return self.rules.apply(filled_up(scores, second()), may_show, ask)
 
     def _ask(self, request: ListRequest, shopper: Shopper | None) -> Ask:
         return Ask(
@@ -291,6 +320,7 @@ class Recommender:
             diversity=request.diversity,
             shown=shopper.shown if shopper else None,
             explain=request.explain,
+            about_item=isinstance(request, ItemRequest),
         )
 
     def _items_answer(
@@ -320,15 +350,15 @@ class Recommender:
         """Return the items of a list as they are answered."""
         bundle = self.bundle
         return [
-            Recommendation(
-                item_id=bundle.item_ids[item],
-                rank=rank,
-                score=score,
-                title=bundle.titles[item],
-                price=bundle.shown_prices[item],
-                currency=bundle.currencies[item],
-                reason=reason,
-            )
+            {
+                "item_id": bundle.item_ids[item],
+                "rank": rank,
+                "score": score,
+                "title": bundle.titles[item],
+                "price": bundle.shown_prices[item],
+                "currency": bundle.currencies[item],
+                "reason": reason,
+            }
             for rank, (item, score, reason) in enumerate(
                 zip(items.tolist(), scores.tolist(), reasons, strict=True), start=1
             )
@@ -373,15 +403,12 @@ class Recommender:
 
     def indices(self, item_ids: Collection[str]) -> list[int]:
         """Return item_idx of those that the catalogue knows, in their order."""
-        index = self.bundle.item_index
-        return [index[known] for item_id in item_ids if (known := self.resolve(item_id)) in index]
+        return [item for item_id in item_ids if (item := self.bundle.find(item_id)) is not None]
 
     def resolve(self, item_id: str) -> str:
-        """Return the id as the catalogue writes it: upper-cased and stripped where only that is known."""
-        if item_id in self.bundle.item_index:
-            return item_id
-        plain = item_id.strip().upper()
-        return plain if plain in self.bundle.item_index else item_id
+        """Return the id as the catalogue writes it, or as it came where the catalogue doesn't know it."""
+        item = self.bundle.find(item_id)
+        return item_id if item is None else self.bundle.item_ids[item]
 
     def item(self, item_id: str) -> int:
         """Return item_idx.
@@ -389,7 +416,7 @@ class Recommender:
         Raises:
             UnknownItem: the catalogue has no such item.
         """
-        found = self.bundle.item_index.get(self.resolve(item_id))
+        found = self.bundle.find(item_id)
         if found is None:
             raise UnknownItem(item_id)
         return found
@@ -422,10 +449,7 @@ class Recommender:
         ids = self.bundle.item_ids
         return _Why(
             reasons,
-            [
-                contributions(items, weights, ranked.timelines, row, n=_CONTRIBUTIONS, item_ids=ids)
-                for row in range(len(slates))
-            ],
+            [contributions(items, weights, row, n=_CONTRIBUTIONS, item_ids=ids) for row in range(len(slates))],
         )
 
     def _attribution(self, ranked: Ranked, items: NDArray[np.int32]) -> Attribution:
@@ -448,6 +472,18 @@ class _Why(NamedTuple):
 
     reasons: list[list[Reason]]  # one an item
     contributions: list[list[list[Contribution]]]  # largest first, several an item
+
+
+def filled_up(first: NDArray[np.floating], second: NDArray[np.floating] | None) -> NDArray[np.float32]:  # (V,)
+    """Return `first` where it is above 0, and below all of that, within -2 to -1, the order of `second`; None: -2.
+
+    A shop asks for k items and has places for k: a list is as long as the catalogue allows.
+    """
+    if second is None:
+        return np.where(first > 0, first, -2).astype(np.float32)
+    low, high = float(second.min(initial=np.inf)), float(second.max(initial=-np.inf))
+    scaled = (second - low) / (high - low) if high > low else np.zeros(len(second))
+    return np.where(first > 0, first, scaled - 2).astype(np.float32)
 
 
 def _both(one: Mask | None, other: Mask | None) -> Mask | None:

@@ -9,6 +9,7 @@ from recflow.schema import EVENT_TYPES
 MAX_K = 200
 MAX_SESSION_EVENTS = 100
 MAX_EVENTS = 1_000
+MAX_STOCK_LINES = 1_000
 MAX_FILTER_IDS = 1_000
 MAX_RERANK = 1_000
 MAX_CART = 100
@@ -109,16 +110,18 @@ class CrossCategoryRequest(ShopperRequest):
     """Ask for items of categories that the shopper hasn't tried."""
 
 
-class SimilarRequest(ListRequest):
+class ItemRequest(ListRequest):
+    """A list beside one item."""
+
+    item_id: Id
+
+
+class SimilarRequest(ItemRequest):
     """Ask for items like one item, by content and by behaviour."""
 
-    item_id: Id
 
-
-class AlsoBoughtRequest(ListRequest):
+class AlsoBoughtRequest(ItemRequest):
     """Ask for what customers of one item bought as well."""
-
-    item_id: Id
 
 
 class BasketRequest(ShopperRequest):
@@ -184,6 +187,19 @@ class CampaignsRequest(Strict):
     """Put campaigns into the catalogue; one with a known id takes the old one's place."""
 
     campaigns: list[Campaign] = Field(min_length=1, max_length=100)
+
+
+class StockLine(Strict):
+    """Whether an item can be bought just now."""
+
+    item_id: Id
+    in_stock: bool
+
+
+class StockRequest(Strict):
+    """Say of up to a thousand items whether they are in stock; what isn't named stays as it is."""
+
+    items: list[StockLine] = Field(min_length=1, max_length=MAX_STOCK_LINES)
 
 
 class SwitchRequest(Strict):

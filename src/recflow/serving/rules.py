@@ -6,7 +6,7 @@ In this order:
 2. **Pins**: an item at a fixed place of a placement's lists, if it may be shown at all.
 3. **Frequency cap**: what a shopper was shown often without showing interest comes after all others.
 4. **Category cap**: so many items of a category in a list, pins counted. Items beyond it come last, and only where the
-   list would otherwise be shorter.
+   list would otherwise be shorter. Lists beside one item (`similar`, `also_bought`) have none unless settings say so.
 5. **Diversity**: of what is left, by maximal marginal relevance (Carbonell & Goldstein, SIGIR 1998): the next item is
 
        argmax_i  (1 - diversity) * relevance(i) - diversity * max_{j in list} cosine(i, j)
@@ -17,8 +17,9 @@ In this order:
 A list has min(k, allowed) items. Scores stay those of the model: rules 2 to 5 change places, so only where none of
 them is at work do scores never rise down the list. Equal input gives equal lists; ties stand in catalogue order.
 
-Of a catalogue that isn't scored whole the rules see candidates, as many as `reach` asks for, and then know no other
-items: a category's cap is lifted where all that fits among them is used up.
+Of a catalogue that isn't scored whole the rules see candidates, as many as `reach` asks for. A category's cap may use
+up all that fits among them: `Slate.lowest` says how far down a list depends on scores, and whoever found the candidates
+looks whether that was too far.
 
 Letters: V items, B requests, N candidates, D width of the vectors, K items of a list.
 """
@@ -35,9 +36,9 @@ from recflow.console import log
 from recflow.models.interactions import top_k
 from recflow.serving.answers import RuleNote
 from recflow.serving.bundle import Bundle
-from recflow.serving.catalogue import Codes
+from recflow.serving.catalogue import Codes, find_item
 from recflow.serving.slate import GrowingSlate, pool_size
-from recflow.settings import PinSettings, RuleSettings, is_below, plain_id
+from recflow.settings import PinSettings, RuleSettings, is_below
 
 # Pools that a category's cap may use up where not all items are candidates: with one, a list of mugs alone would follow
 # wherever the best 200 are mugs.
@@ -55,6 +56,7 @@ class Ask(NamedTuple):
     diversity: float | None = None  # 0 to 1; None: that of the settings
     shown: Mapping[str, int] | None = None  # item_id -> times within `shown_hours`, without interest
     explain: bool = False  # write notes
+    about_item: bool = False  # the list stands beside one item
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +67,7 @@ class Slate:
     scores: NDArray[np.float32]  # (K,) the model's
     notes: list[RuleNote]  # rules that did something; empty where the request didn't ask
     n_open: int = 0  # items that might have been shown; counted where the request asked for notes
+    lowest: float = np.inf  # an item that scores lower changes nothing
 
 
 class Rules:
@@ -85,6 +88,7 @@ class Rules:
         self._item_index = item_index
         self._item_ids = list(item_index)
         self._vectors = vectors
+        self._chosen: NDArray[np.int32] | None = None  # (N,) the items that these rules are about; None: all
         self._categories = categories.coarsest() if settings.category_level == "top" else categories.of_item
         self._pins = _pins(settings.pins, item_index)
         self._is_withdrawn = ~is_offered
@@ -115,11 +119,16 @@ class Rules:
 
     def _combine(self) -> None:
         self._offered = ~(self._is_withdrawn | self._is_blocked)
-        self._showable = self._offered & ~self._is_out_of_stock
+        is_hidden = self._is_out_of_stock & (not self.settings.show_out_of_stock)
+        self._showable = self._offered & ~is_hidden
 
     def showable(self, *, in_stock: bool = True) -> NDArray[np.bool_]:  # (V,)
         """Return which items may be shown at all: offered, not blocked, and in stock unless that doesn't matter."""
         return self._showable if in_stock else self._offered
+
+    def is_in_stock(self, item: int) -> bool:
+        """Return whether an item is in stock, as far as was said."""
+        return not self._is_out_of_stock[item]
 
     # -- lists
 
@@ -166,9 +175,9 @@ class Rules:
         """Return how many of the best items a list is chosen from; what is below can't come in, or hardly."""
         if not self._reorders(ask):
             return ask.k
-        is_choosy = self._diversity(ask) or self.settings.max_per_category
+        is_choosy = self._diversity(ask) or self._cap(ask)
         within = pool_size(ask.k) if is_choosy else ask.k
-        if self.settings.max_per_category:
+        if self._cap(ask):
             within *= _POOLS_WITHIN_REACH
         return within + len(self._pins.get(ask.placement, ())) + len(self._tired_of(ask))
 
@@ -179,17 +188,23 @@ class Rules:
     def _among(self, items: NDArray[np.int32]) -> Self:
         """Return the same rules for candidates (N,), which they know by their places; -1 is no item."""
         other = copy.copy(self)
-        place = {item: place for place, item in enumerate(items.tolist()) if item >= 0}
-        other._item_ids = [self._item_ids[item] for item in items.tolist()]
-        other._item_index = {other._item_ids[at]: at for at in place.values()}
+        other._chosen = items
         other._pins = {
-            placement: [(pin, place[item]) for pin, item in pins if item in place]
+            placement: [(pin, place) for pin, item in pins for place in other._places([item])]
             for placement, pins in self._pins.items()
         }
-        for name in ("_vectors", "_categories", "_is_withdrawn", "_is_blocked", "_is_out_of_stock"):
+        for name in ("_categories", "_is_withdrawn", "_is_blocked", "_is_out_of_stock"):
             setattr(other, name, getattr(self, name)[items])
         other._combine()
         return other
+
+    def _places(self, items: list[int]) -> list[int]:
+        """Return where items stand among the candidates; those that are none are left out."""
+        if self._chosen is None:
+            return items
+        known = self._chosen[: np.count_nonzero(self._chosen >= 0)]  # ascending
+        places = np.searchsorted(known, items)
+        return [place for place, item in zip(places.tolist(), items, strict=True) if item in known[place : place + 1]]
 
     def _plain(
         self, scores: NDArray[np.float32], open_: NDArray[np.bool_], asks: Sequence[Ask], rows: list[int]
@@ -210,26 +225,31 @@ class Rules:
             left,
             self._categories,
             self._vectors,
+            items=self._chosen,
             k=ask.k,
             pins=pins,
             tired=self._tired_of(ask),
-            cap=self.settings.max_per_category,
+            cap=self._cap(ask),
             diversity=self._diversity(ask),
         )
         items = growing.grow()
         placed = {int(np.flatnonzero(items == item)[0]) + 1: item for item in pins.values()}
         notes = [] if best is None else self._notes(growing, ask, placed, unpinned, best[best >= 0].tolist())
-        return Slate(items, scores[items], notes)
+        return Slate(items, scores[items], notes, lowest=growing.lowest)
 
     # -- what applies to a request
 
     def _reorders(self, ask: Ask) -> bool:
         return bool(
             self._diversity(ask)
-            or self.settings.max_per_category
+            or self._cap(ask)
             or ask.placement in self._pins
             or (self.settings.max_shown and ask.shown)
         )
+
+    def _cap(self, ask: Ask) -> int | None:
+        """Return how many items of a category the list may have; beside a mug a list of mugs is what was asked for."""
+        return None if ask.about_item and not self.settings.cap_item_pages else self.settings.max_per_category
 
     def _diversity(self, ask: Ask) -> float:
         return self.settings.diversity if ask.diversity is None else ask.diversity
@@ -255,7 +275,8 @@ class Rules:
         limit, index = self.settings.max_shown, self._item_index
         if limit is None or not ask.shown:
             return []
-        return [index[item_id] for item_id, times in ask.shown.items() if times >= limit and item_id in index]
+        often = [index[item_id] for item_id, times in ask.shown.items() if times >= limit and item_id in index]
+        return self._places(often)
 
     # -- notes
 
@@ -281,7 +302,7 @@ class Rules:
         self, growing: GrowingSlate, ask: Ask, placed: Mapping[int, int], unpinned: list[int], best: list[int]
     ) -> list[RuleNote]:
         """Say what the rules did to a list; `best` is what scores alone would have shown."""
-        settings, cap = self.settings, self.settings.max_per_category
+        settings, cap = self.settings, self._cap(ask)
         places = sorted(placed)
         tired, over = growing.held_back(best)
         often = f"Shown {settings.max_shown} times or more within {settings.shown_hours:g} hours without a click"
@@ -302,14 +323,9 @@ class Rules:
         ]
 
     def _note(self, rule: str, did: str, items: Iterable[int]) -> list[RuleNote]:
-        item_ids = [self._item_ids[item] for item in items]
+        chosen = self._chosen
+        item_ids = [self._item_ids[item if chosen is None else int(chosen[item])] for item in items]
         return [RuleNote(rule=rule, did=did, item_ids=item_ids)] if item_ids else []
-
-
-def find_item(item_index: Mapping[str, int], item_id: str) -> int | None:
-    """Return an item's item_idx; an id in another case or with spaces around is found where its own spelling isn't."""
-    item = item_index.get(item_id)
-    return item_index.get(plain_id(item_id)) if item is None else item
 
 
 # -- settings -> arrays

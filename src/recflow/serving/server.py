@@ -198,6 +198,7 @@ def _environment(settings: Settings, bentoml_home: Path) -> dict[str, str]:
             "BENTOML_HOME": str(bentoml_home),
             "BENTOML_DO_NOT_TRACK": "True",
             "OTEL_SDK_DISABLED": "true",
+            "GLIBC_TUNABLES": os.environ.get("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1"),  # large pages: 3 % less work
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),  # one request is too small for two threads
             "PYTHONUNBUFFERED": "1",
         }

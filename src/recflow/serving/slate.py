@@ -5,6 +5,7 @@ Letters: V items, D width of the vectors, P items of the pool, K items of the li
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +33,7 @@ class GrowingSlate:
         categories: NDArray[np.int32],  # (V,) codes; -1: none, never capped
         vectors: NDArray[np.float32],  # (V, D) of length 1; zeros: like nothing
         *,
+        items: NDArray[np.int32] | None = None,  # (V,) their rows in `vectors`, where they aren't one for one
         k: int,
         pins: Mapping[int, int],  # position -> item_idx that may come in
         tired: Iterable[int],  # come after all others; where pinned, at their places
@@ -42,6 +44,7 @@ class GrowingSlate:
         self._left = left
         self._categories = categories
         self._vectors = vectors
+        self._rows = items
         self._pins = pins
         self._tired = list(tired)
         self._cap = cap
@@ -52,6 +55,7 @@ class GrowingSlate:
         self._is_full = np.zeros(int(categories.max(initial=_NO_CATEGORY)) + 2, dtype=bool)  # the last: no category
         self._items: list[int] = []  # pins, then the others in the order they came
         self._n_fresh = self._n_capped = 0  # places filled before a tired item came, and before the cap was lifted
+        self.lowest = np.inf  # score that the choice among those behind the pins depends on; those below don't matter
         self.diversified: list[int] = []  # items that went before a higher-scored one for being different
 
     def grow(self) -> NDArray[np.int32]:  # (K,)
@@ -97,12 +101,15 @@ class GrowingSlate:
             best, values = top_k(fitting[None], self._pool_size if is_capped or self._diversity else self._n_items)
             pool, relevance = best[0][best[0] >= 0], values[0][best[0] >= 0]
             if not len(pool):
+                self.lowest = -np.inf
                 return
             added = len(self._items)
             if self._diversity:
                 self._add_diverse(pool, relevance, is_capped=is_capped)
+                self.lowest = min(self.lowest, float(relevance[-1]))
             else:
                 self._add_best(pool, is_capped=is_capped)
+                self.lowest = min(self.lowest, float(left[self._items[-1]]))
             left[self._items[added:]] = -np.inf
 
     def _add_best(self, pool: NDArray[np.int32], *, is_capped: bool) -> None:
@@ -114,12 +121,12 @@ class GrowingSlate:
 
     def _add_diverse(self, pool: NDArray[np.int32], relevance: NDArray[np.float32], *, is_capped: bool) -> None:
         """Add items of a pool (P,), best first, by maximal marginal relevance."""
-        vectors = self._vectors[pool]  # (P, D)
+        vectors = self._vectors_of(pool)  # (P, D)
         categories = self._categories[pool]
         spread = float(relevance[0] - relevance[-1])
         value = (relevance - relevance[-1]) * np.float32((1 - self._diversity) / spread if spread > 0 else 0.0)  # (P,)
         weighted = vectors * np.float32(self._diversity)
-        likeness = (weighted @ self._vectors[self._items].T).max(axis=1) if self._items else None  # (P,)
+        likeness = (weighted @ self._vectors_of(self._items).T).max(axis=1) if self._items else None  # (P,)
         margin, first = np.empty_like(value), 0
         while len(self._items) < self._n_items:
             while first < len(pool) and value[first] == -np.inf:  # taken, or of a full category
@@ -137,6 +144,10 @@ class GrowingSlate:
                 value[categories == categories[chosen]] = -np.inf
             new = weighted @ vectors[chosen]
             likeness = new if likeness is None else np.maximum(likeness, new, out=likeness)
+
+    def _vectors_of(self, items: Any) -> NDArray[np.float32]:
+        vectors: NDArray[np.float32] = self._vectors[items if self._rows is None else self._rows[items]]
+        return vectors
 
     def _take(self, item: int) -> None:
         self._items.append(item)

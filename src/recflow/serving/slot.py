@@ -121,6 +121,7 @@ class ModelSlot:
 
     def _swap(self, release: Release) -> None:
         recommender = self._recommender(load_bundle(release.folder), release.version)
+        recommender.moments = release.moments
         self._warm_up(recommender)
         before, self.current = self._served(), recommender
         if before != "nothing":

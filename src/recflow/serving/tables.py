@@ -66,15 +66,12 @@ class Tables:
     # sells evenly would seem to grow.
     week_customers: NDArray[np.int32]  # (V,)
     earlier_customers: NDArray[np.int32]  # (V,)
-    week_buyers: NDArray[np.int32]  # (1,) who bought anything in the last 7 days
     country_week_customers: NDArray[np.int32]  # (C, V)
     country_earlier_customers: NDArray[np.int32]  # (C, V)
-    country_week_buyers: NDArray[np.int32]  # (C,)
 
     # Age and habit.
     events: NDArray[np.int32]  # (V,) of any type that makes a history; 0: the model has never seen the item
     first_sold_day: NDArray[np.int32]  # (V,) days since 1970-01-01; -1: never sold
-    last_sold_day: NDArray[np.int32]  # (V,) the same
     reorder_days: NDArray[np.float32]  # (V,) median over customers of their mean days between purchases; NaN: none
     reorder_customers: NDArray[np.int32]  # (V,) who bought it on two days or more
 
@@ -94,8 +91,8 @@ class Tables:
     def load(cls, file: Path, facts: dict[str, Any]) -> "Tables":
         """Read back what `save` wrote and returned."""
         arrays: dict[str, Any] = read_arrays(file)
-        known = {name: facts[name] for name in _FACTS}
-        return cls(**arrays | known | {"countries": tuple(facts["countries"])})
+        known = {name: arrays[name] for name in _ARRAYS} | {name: facts[name] for name in _FACTS}
+        return cls(**known | {"countries": tuple(facts["countries"])})
 
     def country_index(self, country: str | None) -> int | None:
         """Return the country's row, or None where too few customers there bought anything in the window."""

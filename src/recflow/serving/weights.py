@@ -17,22 +17,33 @@ from recflow.serving.tables import Tables
 
 
 class Weights(NamedTuple):
-    """What weighed how much in the scores of K items for B shoppers."""
+    """What weighed how much in the scores of K items for B shoppers; P pairs of a shopper and an item of its past."""
 
-    by_event: NDArray[np.float32]  # (B, K, L) what all events of the event's item add together
+    pairs: Pairs
+    by_pair: NDArray[np.float32]  # (P, K) what all events of the item of the history add together
     history: NDArray[np.float32]  # (B, K) what all events add
     rest: NDArray[np.float32]  # (B, K)
+
+    def heaviest(self) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Return the pair that weighed most in each item, and its weight, (B, K) each; without a history -1 and 0."""
+        pair, top = np.full(self.rest.shape, -1), np.zeros_like(self.rest)
+        shoppers, starts = np.unique(self.pairs.shopper, return_index=True)
+        if len(shoppers):
+            top[shoppers] = np.maximum.reduceat(self.by_pair, starts, axis=0)
+            others = np.where(
+                self.by_pair < top[self.pairs.shopper], len(self.pairs), np.arange(len(self.pairs))[:, None]
+            )
+            pair[shoppers] = np.minimum.reduceat(others, starts, axis=0)
+        return pair, top
 
 
 def weigh(attribution: Attribution, timelines: Timelines) -> Weights:
     """Add up what the events of one item say."""
-    n_rows, n_items, length = attribution.events.shape
     pairs = Pairs.of(timelines.items)
-    flat = attribution.events.transpose(0, 2, 1).reshape(n_rows * length, n_items)
-    together = np.zeros_like(flat)
-    together[pairs.at] = np.repeat(pairs.reduce(np.add, flat[pairs.at]), pairs.counts, axis=0)
-    by_event = together.reshape(n_rows, length, n_items).transpose(0, 2, 1)
-    return Weights(by_event, attribution.events.sum(axis=2), attribution.rest)
+    n_rows, n_items, length = attribution.events.shape
+    by_event = attribution.events.transpose(0, 2, 1).reshape(n_rows * length, n_items)
+    by_pair = pairs.reduce(np.add, by_event[pairs.at])
+    return Weights(pairs, by_pair, attribution.events.sum(axis=2), attribution.rest)
 
 
 def attribute_tables(
@@ -59,13 +70,13 @@ def attribute_tables(
 
 
 def contributions(
-    items: NDArray[np.int32], weights: Weights, timelines: Timelines, row: int, *, n: int, item_ids: Sequence[str]
+    items: NDArray[np.int32], weights: Weights, row: int, *, n: int, item_ids: Sequence[str]
 ) -> list[list[Contribution]]:
     """Return for each item of one shopper's list what weighed most, the largest first, `n` at most."""
-    first = {item: column for column, item in reversed(list(enumerate(timelines.items[row].tolist()))) if item > 0}
-    names = [None, *(item_ids[item - 1] for item in first)]
-    weighed = weights.by_event[row][:, list(first.values())]  # (K, H)
-    weighed = np.concatenate([weights.rest[row][:, None], weighed], axis=1)
+    own = np.flatnonzero(weights.pairs.shopper == row)
+    own = own[np.argsort(-weights.pairs.newest[own])]  # equal weights: what came last is named first
+    names = [None, *(item_ids[item] for item in weights.pairs.item[own].tolist())]
+    weighed = np.concatenate([weights.rest[row][None], weights.by_pair[own]]).T  # (K, 1 + H)
     order = np.argsort(-weighed, axis=1, kind="stable")[:, :n]
     return [
         [Contribution(item_id=names[place], weight=round(float(weighed[k, place]), 4)) for place in order[k].tolist()]

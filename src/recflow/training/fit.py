@@ -14,7 +14,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable
-from datetime import date, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
@@ -63,6 +63,7 @@ def train(until: date, settings: Settings) -> Artifact:
         manifest |= {
             "until": str(until),
             "holdout_start": str(training_set.holdout_start),
+            "trained_at": datetime.now(UTC).isoformat(timespec="seconds"),  # beside the weights: equal ones stay equal
             "key": key,
             "training_set": training_set.manifest["snapshot_hash"],
             "settings": settings.training.model_dump(mode="json"),

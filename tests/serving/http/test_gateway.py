@@ -295,3 +295,21 @@ def test_no_json_makes_it_fail(door: Door, body: Any) -> None:
     for path in ("/v1/double", "/v1/batch"):
         content = json.dumps(body).encode()
         assert door.ask("POST", path, content=content).status_code in (200, 400, 422)
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"x-large": "v" * 60_000}, 200),
+        ({"x-large": "v" * 70_000}, 431),
+        ({f"x-{number}": "v" * 1_000 for number in range(66)}, 431),
+    ],
+    ids=["large", "too large", "too many"],
+)
+def test_absurd_headers_are_refused_wherever_they_go(door: Door, headers: dict[str, str], status: int) -> None:
+    for path in ("/v1/free/a", "/openapi.json"):
+        answer = door.ask("GET", path, headers=headers)
+        assert answer.status_code == status, path
+        if status == 431:
+            problem(answer, 431)
+            assert answer.headers["connection"] == "close"

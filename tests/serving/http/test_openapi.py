@@ -14,7 +14,7 @@ from recflow.serving.http.routes import Route, Router
 from recflow.serving.http.table import table
 from tests.serving.http.conftest import TABLE, Door, double, route
 
-BODILESS = {"401", "403", "429", "503"}
+BODILESS = {"401", "403", "429", "431", "503"}
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def test_a_call_is_described_with_examples_keys_and_problems(entry: Route, descr
     assert operation["summary"].endswith(".")
     assert operation["responses"]["200"]["content"]["application/json"]["schema"]
     assert ("security" in operation) == (entry.scope is not None)
-    expected = BODILESS if entry.scope else {"429", "503"}
+    expected = BODILESS if entry.scope else {"429", "431", "503"}
     if entry.request:
         expected = expected | {"400", "404", "408", "413", "415", "422"}
         examples = operation["requestBody"]["content"]["application/json"]["examples"]

@@ -23,6 +23,18 @@ from tests.serving.placements.conftest import ids, no_pairs, scores, with_tables
 OFFERED = {f"P{item:02}" for item in range(23)}  # P23 is offered no more
 
 
+def test_a_categorys_cap_is_for_lists_of_a_shopper(make: Callable[..., Recommender]) -> None:
+    cap = {"max_per_category": 1, "category_level": "full"}
+    plain, capped, everywhere = make(rules={}), make(rules=cap), make(rules=cap | {"cap_item_pages": True})
+    for call, request in (
+        (similar, SimilarRequest(item_id="P00", k=4)),
+        (also_bought, AlsoBoughtRequest(item_id="P00", k=4)),
+    ):
+        assert ids(call(capped, request)) == ids(call(plain, request))
+        assert len({int(item_id[1:]) % 4 for item_id in ids(call(plain, request))}) < 4
+        assert len({int(item_id[1:]) % 4 for item_id in ids(call(everywhere, request))}) == 4  # one of every kind
+
+
 def test_similar_weighs_content_and_behaviour_by_the_customers_there_are(recommender: Recommender, shop: Built) -> None:
     answer = similar(recommender, SimilarRequest(item_id="P05", k=30))
     buyers, both = _buyers(shop), _both(shop, "P05")

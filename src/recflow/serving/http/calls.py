@@ -7,6 +7,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 from recflow.console import log
+from recflow.errors import RecflowError
 from recflow.privacy import pseudonym
 from recflow.serving import metrics
 from recflow.serving.answers import (
@@ -15,6 +16,7 @@ from recflow.serving.answers import (
     EventsAnswer,
     ItemAnswer,
     ModelAnswer,
+    StockAnswer,
     new_request_id,
 )
 from recflow.serving.feedback import judge_events
@@ -23,6 +25,7 @@ from recflow.serving.http.routes import Call, Route
 from recflow.serving.placements.items import item_facts
 from recflow.serving.recommend import UnknownItem
 from recflow.serving.requests import BatchPart
+from recflow.serving.stock import TooManyOutOfStock
 
 if TYPE_CHECKING:
     from recflow.serving.http.shop import Shop
@@ -112,6 +115,20 @@ def _observe_lag(rows: list[dict[str, Any]], now: datetime) -> None:
         metrics.EVENT_LAG.observe(max(0.0, seconds))
 
 
+async def put_stock(shop: "Shop", call: Call) -> StockAnswer:
+    """Take what is in stock and what isn't; it is on disk, and this worker's lists follow it, before the answer."""
+    said = {line.item_id: line.in_stock for line in call.body.items}
+    try:
+        out_of_stock = await shop.in_thread(shop.put_stock, said)
+    except TooManyOutOfStock as error:
+        raise Problem(422, str(error), errors=[field_error("items", "too many")]) from error
+    except (OSError, RecflowError) as error:
+        raise Problem(503, "The stock can't be kept just now; nothing was taken.", retry_after="5") from error
+    current = shop.slot.current
+    unknown = [] if current is None else [item_id for item_id in said if current.bundle.find(item_id) is None]
+    return StockAnswer(request_id=call.request_id, out_of_stock=out_of_stock, unknown_item_ids=unknown)
+
+
 _REPLAY_SECONDS = 86_400.0  # what a shop sends a day late says nothing of how it sends
 
 
@@ -124,16 +141,20 @@ async def model(shop: "Shop", call: Call) -> ModelAnswer:
     """Say which version answers, and where it comes from."""
     recommender = shop.recommender()
     facts = recommender.bundle.facts
-    lineage = ("snapshot_hash", "feature_service", "user_features", "item_features", "holdout_start", "files")
+    lineage = ("snapshot_hash", "feature_service", "user_features", "item_features", "holdout_start", "files", "index")
+    moments = recommender.moments
     return ModelAnswer(
         request_id=call.request_id,
         model_version=recommender.version,
         model_class=facts["model_class"],
         candidate=facts["candidate"],
         until=facts["until"],
-        trained_at=facts.get("trained_at"),
+        trained_at=moments.get("trained_at"),
+        published_at=moments.get("published_at"),
+        promoted_at=moments.get("promoted_at"),
         feature_service=facts["feature_service"],
         snapshot_hash=facts["snapshot_hash"],
+        counts=facts.get("counts", {}),
         code_version=facts["code_version"],
         format_version=facts["format_version"],
         metrics=facts["metrics"],

@@ -23,7 +23,7 @@ from recflow.serving.http.doors import Doors
 from recflow.serving.http.keys import Key
 from recflow.serving.http.pages import Page, Pages
 from recflow.serving.http.problems import Problem, parse_json
-from recflow.serving.http.reading import Gone, Receive, Scope, check_type, read_body
+from recflow.serving.http.reading import Gone, Receive, Scope, check_size, check_type, read_body
 from recflow.serving.http.routes import Call, Route
 
 if TYPE_CHECKING:
@@ -113,6 +113,7 @@ class Gateway:
     async def _answer(
         self, scope: Scope, headers: dict[bytes, bytes], receive: Receive, reply: Reply, request_id: str
     ) -> None:
+        check_size(scope["headers"])
         shop, path, method = self._shop, scope["path"], scope["method"]
         page = self._pages.find(path)
         if page is not None:

@@ -26,7 +26,7 @@ from recflow.settings import Settings
 
 SCOPES = {
     "storefront": "ask for lists, profiles, items and the model",
-    "ingest": "post events",
+    "ingest": "post events, say what is in stock",
     "admin": "switch the model, change campaigns, forget users, read /metrics",
     "metrics": "read /metrics",
 }

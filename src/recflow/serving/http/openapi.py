@@ -14,6 +14,7 @@ _REF = "#/components/schemas/{model}"
 
 # Status -> what it says, for the calls that can answer so.
 _ALWAYS = {429: "The key has asked for too much: wait for Retry-After seconds.",
+           431: "The headers are too large.",
            503: "Not ready, or what the call needs is away: try again after Retry-After seconds."}  # fmt: skip
 _WITH_KEY = {401: "No key, or one that isn't in force.", 403: "The key hasn't the scope."}
 _WITH_BODY = {

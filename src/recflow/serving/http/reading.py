@@ -1,7 +1,7 @@
-"""Bodies within limits: of the right kind, no larger than settings say, here in time."""
+"""Requests within limits: headers of a sane size, bodies of the right kind, no larger than settings say, in time."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from typing import Any
 
 from recflow.serving.http.problems import Problem
@@ -11,8 +11,22 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
 
+_MAX_HEADER_BYTES = 65_536  # names and values together; servers and proxies take 8 to 64 KB
+
+
 class Gone(Exception):
     """The caller left before the request was whole."""
+
+
+def check_size(headers: Iterable[tuple[bytes, bytes]]) -> None:
+    """Let headers of a sane size through. The server has read them by now: who limits that is a proxy before it.
+
+    Raises:
+        Problem: 431, they are too large.
+    """
+    if sum(len(name) + len(value) for name, value in headers) > _MAX_HEADER_BYTES:
+        detail = f"The headers are larger than {_MAX_HEADER_BYTES} bytes together."
+        raise Problem(431, detail, connection="close")
 
 
 def check_type(headers: Mapping[bytes, bytes]) -> None:

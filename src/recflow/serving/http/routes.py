@@ -46,7 +46,7 @@ class Route:
     """One call of the API."""
 
     name: str  # label of metrics, operationId, `call` of a batch's part
-    method: Literal["GET", "POST", "DELETE"]
+    method: Literal["GET", "POST", "PUT", "DELETE"]
     path: str  # may hold {names}: each is an id
     scope: Scope | None  # None: no key is needed
     request: type[BaseModel] | None  # None: no body is read

@@ -1,13 +1,15 @@
 """All that the calls share in one worker: the version in force, the stores, who may ask, what keeps them current."""
 
 import asyncio
+import contextlib
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
-from recflow.errors import RegistryError
+from recflow.errors import RecflowError, RegistryError
 from recflow.onlinestore import materialized_through, open_reader
 from recflow.privacy import check_home
 from recflow.serving import metrics
@@ -26,6 +28,7 @@ from recflow.serving.online import OnlineStore
 from recflow.serving.placements.campaigns import CampaignCatalogue
 from recflow.serving.recommend import Recommender
 from recflow.serving.slot import ModelSlot
+from recflow.serving.stock import Stock
 from recflow.settings import Settings
 from recflow.storage import Release
 
@@ -81,6 +84,9 @@ class Shop:
             materialized_through=lambda: materialized_through(settings),
         )
         self.campaigns = CampaignCatalogue(settings)
+        self.stock = Stock(settings)
+        self._stock_trouble: str | None = None
+        self._following_stock = threading.Lock()
         self.answerer = Answerer(self.store, self.campaigns, observe=self._observe)
         self._stages: list[tuple[str, float, int]] = []  # of the batch that is worked on
         self.slot = ModelSlot(
@@ -158,7 +164,41 @@ class Shop:
             self._stages.append((stage, seconds, time.time_ns()))
 
     def _recommender(self, bundle: Bundle, version: str) -> Recommender:
-        return Recommender(bundle, self.settings, version=version, event_log=self.event_log, observe=self._observe)
+        made = Recommender(bundle, self.settings, version=version, event_log=self.event_log, observe=self._observe)
+        with contextlib.suppress(RecflowError):  # said by `follow_stock`
+            made.set_out_of_stock(self.stock.out())
+        return made
+
+    # -- stock; for threads
+
+    def put_stock(self, in_stock: Mapping[str, bool]) -> int:
+        """Say of items whether they are in stock; return how many aren't now. This worker's next lists know.
+
+        Raises:
+            OSError: it can't be kept.
+            RecflowError: what is kept can't be read, or there would be too much of it.
+        """
+        current = self.slot.current
+        out_of_stock = self.stock.put(in_stock, current.resolve if current else str)
+        self.follow_stock()
+        return out_of_stock
+
+    def follow_stock(self) -> None:
+        """Have the version in force know what is out of stock, whichever worker was told.
+
+        Raises:
+            RecflowError: what is kept can't be read; what was known before holds on.
+        """
+        with self._following_stock:  # or an older look could end last
+            current = self.slot.current
+            try:
+                out = self.stock.out()
+            except RecflowError:
+                self._stock_trouble = "what is out of stock can't be read; the last that was known holds on"
+                raise
+            self._stock_trouble = None
+            if current is not None and current.out_of_stock is not out:
+                current.set_out_of_stock(out)
 
     # -- how it is
 
@@ -182,9 +222,10 @@ class Shop:
         troubles = {
             "model": self.slot.refusal,
             "registry": self.slot.complaint,
-            "online_store": "the store fails or is too slow; answers do without it" if self.store.is_away else None,
+            "online_store": self.store.trouble,
             "events": self.events_trouble and f"events can't be kept: {self.events_trouble}",
             "keys": self.keys.trouble,
+            "stock": self._stock_trouble,
         }
         for part, why in troubles.items():
             metrics.DEGRADED.labels(part).set(why is not None)

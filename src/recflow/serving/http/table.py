@@ -192,6 +192,17 @@ def _feedback() -> tuple[Route, ...]:
             },
         ),
         Route(
+            name="put_stock",
+            method="PUT",
+            path="/v1/stock",
+            scope="ingest",
+            request=requests.StockRequest,
+            answer=answers.StockAnswer,
+            handler=calls.put_stock,
+            summary="Say of up to 1,000 items whether they are in stock; every worker follows within seconds.",
+            examples={"sold out": {"items": [{"item_id": "85123A", "in_stock": False}]}},
+        ),
+        Route(
             name="batch",
             method="POST",
             path="/v1/batch",

@@ -51,6 +51,7 @@ class Watcher:
                     shop.keys.follow,
                     shop.store.follow,
                     shop.event_log.follow,
+                    shop.follow_stock,
                     metrics.forget_dead_workers,
                     shop.show_state,
                 ):
@@ -58,8 +59,13 @@ class Watcher:
                 shop.limiter.forget(shop.keys.ids)
                 await asyncio.sleep(self._seconds)
 
+        async def follow_rows() -> None:
+            while True:
+                await self._look(beside, shop.store.compare)
+                await asyncio.sleep(self._seconds)
+
         try:
-            await asyncio.gather(follow_versions(), follow_others())
+            await asyncio.gather(follow_versions(), follow_rows(), follow_others())
         finally:
             self._thread.shutdown(wait=False)
 

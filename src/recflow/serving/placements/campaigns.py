@@ -1,12 +1,7 @@
 """Campaigns that a shopper may see: sets of items with a period and an audience, scored by the shopper's own scores."""
 
-import contextlib
-import fcntl
-import json
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 
 import numpy as np
 from pydantic import TypeAdapter
@@ -15,17 +10,17 @@ from recflow.errors import RecflowError
 from recflow.schema import EVENT_TYPES
 from recflow.serving.answers import Promotion, PromotionsAnswer, StoredCampaign, new_request_id
 from recflow.serving.bundle import Bundle
+from recflow.serving.kept import KeptFile
 from recflow.serving.placements.groups import Taste, reason_of
 from recflow.serving.placements.segments import standing
 from recflow.serving.recommend import Ranked, Recommender, moment
 from recflow.serving.requests import Audience, Campaign, PromotionsRequest
 from recflow.serving.shopper import Shopper
 from recflow.settings import Settings
-from recflow.storage import write_json
 
 MAX_CAMPAIGNS = 1_000
 _BOUGHT = EVENT_TYPES[EVENT_TYPES.index("purchase")]
-_CAMPAIGNS = TypeAdapter(list[Campaign])
+_CAMPAIGNS = TypeAdapter(tuple[Campaign, ...])
 
 
 class TooManyCampaigns(RecflowError):
@@ -33,13 +28,11 @@ class TooManyCampaigns(RecflowError):
 
 
 class CampaignCatalogue:
-    """The campaigns of a shop, in `<home>/campaigns.json`: one file, put in place in one move, read when it changed."""
+    """The campaigns of a shop, in `<home>/campaigns.json`."""
 
     def __init__(self, settings: Settings) -> None:
         """Take the place; nothing is read yet."""
-        self._file = settings.home.absolute() / "campaigns.json"
-        self._seen: tuple[int, int, int] | None = None
-        self._campaigns: tuple[Campaign, ...] = ()
+        self._file = KeptFile(settings.home.absolute() / "campaigns.json", _CAMPAIGNS, empty=())
 
     def all(self) -> tuple[Campaign, ...]:
         """Return every campaign as the newest file has them, whichever worker wrote it; a look takes microseconds.
@@ -47,21 +40,7 @@ class CampaignCatalogue:
         Raises:
             RecflowError: the file can't be read.
         """
-        try:
-            stat = self._file.stat()
-        except FileNotFoundError:
-            self._seen, self._campaigns = None, ()
-            return ()
-        seen = (stat.st_ino, stat.st_mtime_ns, stat.st_size)
-        if seen != self._seen:
-            try:
-                self._campaigns = tuple(_CAMPAIGNS.validate_json(self._file.read_bytes()))
-            except (OSError, ValueError) as error:
-                raise RecflowError(
-                    f"{self._file}: expected campaigns, found {type(error).__name__}. Post them again, or remove it."
-                ) from error
-            self._seen = seen
-        return self._campaigns
+        return self._file.read()
 
     def put(self, campaigns: Sequence[Campaign]) -> None:
         """Add campaigns; one with a known id takes the old one's place. On disk when this returns.
@@ -69,39 +48,23 @@ class CampaignCatalogue:
         Raises:
             TooManyCampaigns: there would be more than `MAX_CAMPAIGNS`; none was taken.
         """
-        with self._alone():
+        with self._file.alone():
             kept = {campaign.campaign_id: campaign for campaign in (*self.all(), *campaigns)}
             if len(kept) > MAX_CAMPAIGNS:
                 raise TooManyCampaigns(
                     f"The catalogue holds {MAX_CAMPAIGNS} campaigns at most; with these it would be {len(kept)}. "
                     "Delete those that are over."
                 )
-            self._write(list(kept.values()))
+            self._file.write(tuple(kept.values()))
 
     def remove(self, campaign_id: str) -> bool:
         """Take a campaign out; return whether it was there."""
-        with self._alone():
-            kept = [campaign for campaign in self.all() if campaign.campaign_id != campaign_id]
+        with self._file.alone():
+            kept = tuple(campaign for campaign in self.all() if campaign.campaign_id != campaign_id)
             is_found = len(kept) < len(self.all())
             if is_found:
-                self._write(kept)
+                self._file.write(kept)
         return is_found
-
-    def _write(self, campaigns: list[Campaign]) -> None:
-        write_json(self._file, json.loads(_CAMPAIGNS.dump_json(campaigns)))
-        for place in (self._file, self._file.parent):  # the move itself must be on disk, too
-            descriptor = os.open(place, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-
-    @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
-        self._file.parent.mkdir(parents=True, exist_ok=True)
-        with Path(f"{self._file}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # the system lets go of it when its holder dies
-            yield
 
 
 def described(campaign: Campaign, bundle: Bundle | None) -> StoredCampaign:

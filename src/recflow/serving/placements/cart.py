@@ -1,10 +1,13 @@
 """What completes a cart. V items, A of them in the cart, P candidates, K shown."""
 
+import functools
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
 from recflow.serving.answers import Fallback, ItemsAnswer, Reason
-from recflow.serving.placements.general import filled_up, general_reasons, name_of
+from recflow.serving.placements.general import general_reasons, name_of
 from recflow.serving.recommend import Ranked, Recommender
 from recflow.serving.requests import BasketRequest
 
@@ -25,7 +28,7 @@ def basket(recommender: Recommender, request: BasketRequest, ranked: Ranked, row
     The list is filled up in the model's order. Where no item of the cart was ordered with others, with what reads like
     the cart.
     """
-    bundle, tables, second = recommender.bundle, recommender.bundle.tables, recommender.scores_of(ranked, row)
+    bundle, tables = recommender.bundle, recommender.bundle.tables
     cart = np.array(sorted(set(recommender.indices(request.item_ids))), dtype=np.int64)  # (A,)
     surplus = tables.surplus_scores(cart)
     surplus[cart] = 0
@@ -33,16 +36,18 @@ def basket(recommender: Recommender, request: BasketRequest, ranked: Ranked, row
     cosines = bundle.vectors[candidates] @ bundle.vectors[cart].T  # (P, A)
     surplus[candidates] *= 1 - tables.substitution(candidates, cart, cosines).max(axis=1, initial=0)
     if ranked.rows[row] >= 0:  # the model knows something of the shopper
-        surplus[candidates] *= 1 + _PERSONAL * _places(second[candidates])
+        surplus[candidates] *= 1 + _PERSONAL * _places(recommender.scores_of(ranked, row, candidates))
     fallback = _left_out(ranked, row)
+    by_content = None
     if not len(candidates):
-        second, fallback = _without_orders(recommender, cart, second)
+        by_content, fallback = _without_orders(recommender, cart)
     allowed = np.ones(len(bundle.item_ids), dtype=bool)
     allowed[cart] = False
     shopper = ranked.shoppers[row]
     return recommender.finish(
         request,
-        scores=filled_up(surplus, second),
+        scores=surplus,
+        second=by_content or functools.partial(recommender.scores_of, ranked, row),
         allowed=allowed,
         reasons=lambda items: _reasons(recommender, items, cart, shopper.country),
         shopper=shopper,
@@ -51,16 +56,17 @@ def basket(recommender: Recommender, request: BasketRequest, ranked: Ranked, row
 
 
 def _without_orders(
-    recommender: Recommender, cart: NDArray[np.int64], ranked_scores: NDArray[np.float32]
-) -> tuple[NDArray[np.float32], Fallback]:
-    """Return scores where no order says what goes with the cart: its content, else what the shopper's model says."""
+    recommender: Recommender, cart: NDArray[np.int64]
+) -> tuple[Callable[[], NDArray[np.float32]] | None, Fallback]:
+    """Return scores where no order says what goes with the cart: its content, else None: what the model says."""
     if not len(cart):
-        return ranked_scores, Fallback(kind="popularity", why="no item of the cart is in the catalogue")
+        return None, Fallback(kind="popularity", why="no item of the cart is in the catalogue")
     vectors = recommender.bundle.vectors
     why = "no item of the cart was ordered often enough with another"
     if not vectors[cart].any():
-        return ranked_scores, Fallback(kind="popularity", why=why)
-    return (vectors @ vectors[cart].T).max(axis=1), Fallback(kind="content", why=f"{why}: items that read like them")
+        return None, Fallback(kind="popularity", why=why)
+    fallback = Fallback(kind="content", why=f"{why}: items that read like them")
+    return lambda: (vectors @ vectors[cart].T).max(axis=1), fallback
 
 
 def _places(scores: NDArray[np.float32]) -> NDArray[np.float64]:  # (P,) 0 last to 1 first

@@ -9,16 +9,6 @@ from recflow.serving.reasons import item_reasons
 from recflow.serving.recommend import Recommender
 
 
-def filled_up(first: NDArray[np.floating], second: NDArray[np.floating]) -> NDArray[np.float32]:  # (V,)
-    """Return `first` where it is above 0, and below all of that, within -2 to -1, the order of `second`.
-
-    A shop asks for k items and has places for k: a list is as long as the catalogue allows.
-    """
-    low, high = float(second.min(initial=np.inf)), float(second.max(initial=-np.inf))
-    scaled = (second - low) / (high - low) if high > low else np.zeros(len(second))
-    return np.where(first > 0, first, scaled - 2).astype(np.float32)
-
-
 def general_reasons(recommender: Recommender, items: NDArray[np.int32], country: str | None) -> list[Reason]:
     """Say of each item what is true whoever looks: popular there, bought by so many, in the catalogue."""
     return item_reasons(items, country, evidence=recommender.evidence)

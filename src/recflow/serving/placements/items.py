@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from recflow.serving.answers import Fallback, ItemAnswer, ItemsAnswer, Reason, new_request_id
 from recflow.serving.bundle import Bundle
-from recflow.serving.placements.general import bought_too, filled_up, general_reasons, name_of
+from recflow.serving.placements.general import bought_too, general_reasons, name_of
 from recflow.serving.recommend import Recommender
 from recflow.serving.requests import AlsoBoughtRequest, SimilarRequest
 
@@ -71,8 +71,7 @@ def also_bought(recommender: Recommender, request: AlsoBoughtRequest) -> ItemsAn
     both = _customers_of_both(bundle, item)
     given = both / max(int(tables.customers[item]), 1)
     surplus = np.where(both > 0, given - tables.customers / max(int(tables.all_customers[0]), 1), 0)
-    content = bundle.vectors @ bundle.vectors[item]
-    alike = bool(content.any())
+    alike = bool(bundle.vectors[item].any())
     fallback = None
     if not both.any():
         second = "alike in content" if alike else "what is popular"
@@ -82,17 +81,21 @@ def also_bought(recommender: Recommender, request: AlsoBoughtRequest) -> ItemsAn
 
     def reasons(items: NDArray[np.int32]) -> list[Reason]:
         found = general_reasons(recommender, items, request.context.country)
+        content = bundle.vectors[items] @ bundle.vectors[item]
         for place, other in enumerate(items.tolist()):
             if both[other]:
                 found[place] = bought_too(bundle, item, int(both[other]))
-            elif content[other] >= recommender.settings.serving.min_title_similarity:
-                found[place] = _like(bundle, item, float(content[other]))
+            elif content[place] >= recommender.settings.serving.min_title_similarity:
+                found[place] = _like(bundle, item, float(content[place]))
         return found
 
-    second_choice = content if alike else tables.popularity_scores(request.context.country)
+    def second_choice() -> NDArray[np.floating]:
+        return bundle.vectors @ bundle.vectors[item] if alike else tables.popularity_scores(request.context.country)
+
     return recommender.finish(
         request,
-        scores=filled_up(surplus, second_choice),
+        scores=surplus.astype(np.float32),
+        second=second_choice,
         allowed=_others(bundle, item),
         reasons=reasons,
         fallback=fallback,
@@ -123,6 +126,7 @@ def item_facts(recommender: Recommender, item_id: str) -> ItemAnswer:
         image_uri=row["image_uri"],
         store_id=row["store_id"],
         is_offered=bool(bundle.is_active[item]),
+        in_stock=recommender.rules.is_in_stock(item),
         customers=int(tables.customers[item]),
         customers_recently=int(tables.popularity[item]),
         first_sold=str(date(1970, 1, 1) + timedelta(days=first_day)) if first_day >= 0 else None,

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from recflow.models.interactions import PREFERENCE, PURCHASE
 from recflow.serving.answers import Fallback, ItemsAnswer, Reason
 from recflow.serving.bundle import Bundle
-from recflow.serving.placements.general import filled_up, general_reasons, name_of
+from recflow.serving.placements.general import general_reasons, name_of
 from recflow.serving.recommend import Ranked, Recommender
 from recflow.serving.requests import NewArrivalsRequest, TrendingRequest
 
@@ -49,7 +49,8 @@ def trending(recommender: Recommender, request: TrendingRequest) -> ItemsAnswer:
 
     return recommender.finish(
         request,
-        scores=filled_up(np.where(is_rising, growth, 0), tables.popularity_scores(country)),
+        scores=np.where(is_rising, growth, 0).astype(np.float32),
+        second=lambda: tables.popularity_scores(country),
         reasons=reasons,
         fallback=fallback,
     )

@@ -61,8 +61,7 @@ def _untried(recommender: Recommender, shopper: Shopper) -> NDArray[np.bool_]:  
 
 def _append_unknown(recommender: Recommender, request: RerankRequest | CartOrderRequest, answer: ItemsAnswer) -> None:
     """Put what the catalogue doesn't know behind the rest: the shop's list loses nothing that is merely newer."""
-    index = recommender.bundle.item_index
-    unknown = [item_id for item_id in dict.fromkeys(request.item_ids) if recommender.resolve(item_id) not in index]
+    unknown = [item_id for item_id in dict.fromkeys(request.item_ids) if recommender.bundle.find(item_id) is None]
     items = answer["items"]
     for item_id in unknown[: request.k - len(items)]:
         items.append(
