@@ -402,10 +402,29 @@ def bench_retrieval(
     dim: Annotated[int, typer.Option(min=2, help="Numbers of a vector.")] = 64,
     json: Annotated[Path | None, typer.Option(help="Also write the figures to this file.")] = None,
 ) -> None:
-    """Time exact search and the vector index on one core over made-up catalogues, with what the index misses."""
+    """Time search and the endpoint's engine on one core over made-up catalogues, with what the index misses."""
     from recflow.bench.retrieval import bench_retrieval
 
-    _table(bench_retrieval(_settings(), items=_counts(items), dim=dim, json_path=json))
+    figures = bench_retrieval(_settings(), items=_counts(items), dim=dim, json_path=json)
+    for name in ("search", "engine"):
+        _table(figures[name])
+
+
+@bench_app.command("sequences")
+def bench_sequences(
+    data: Annotated[Path, typer.Option(help="A line a user: its id, then its items, oldest first.")],
+    out: Annotated[Path, typer.Option(help="Parquet: the 50 best items of each user for the test position.")],
+    report: Annotated[Path, typer.Option(help="JSON: figures of validation and test, seconds, epochs, memory.")],
+    attributes: Annotated[Path | None, typer.Option(help="JSON: item id to a list of attribute ids.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of all that is drawn.")] = 0,
+    max_minutes: Annotated[float | None, typer.Option(min=0.01, help="Of training, by the clock.")] = None,
+) -> None:
+    """Train on a file of item sequences and measure what is recommended next, leaving out each user's last item."""
+    from recflow.bench.sequences import bench_sequences
+
+    found = bench_sequences(data, out=out, report=report, attributes=attributes, seed=seed, max_minutes=max_minutes)
+    parts = ("validation", "test")
+    _table([{"part": part, **{name: round(found[part][name], 4) for name in found[part]}} for part in parts])
 
 
 # -- how it speaks

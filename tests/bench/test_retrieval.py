@@ -17,10 +17,12 @@ FIGURES = [
 ]
 
 
-def test_each_catalogue_is_searched_both_ways(settings: Settings, tmp_path: Path) -> None:
+def test_each_catalogue_is_searched_both_ways_and_by_the_engine(settings: Settings, tmp_path: Path) -> None:
     before = dict(os.environ)
-    rows = bench_retrieval(settings, items=[1_500], dim=8, json_path=tmp_path / "bench.json")
+    small = settings.model_copy(update={"serving": settings.serving.model_copy(update={"exact_below_items": 1_000})})
+    figures = bench_retrieval(small, items=[1_500], dim=8, json_path=tmp_path / "bench.json")
     assert os.environ == before
+    rows = figures["search"]
     assert [list(row) for row in rows] == [FIGURES] * 4
     assert [(row["vectors"], row["items"], row["recall_at_100"] == 1) for row in rows] == [
         ("clustered", 1_500, True),
@@ -34,7 +36,14 @@ def test_each_catalogue_is_searched_both_ways(settings: Settings, tmp_path: Path
         assert index["recall_at_100"] > 0.95
         assert all(0 < row["p50_ms"] <= row["p99_ms"] for row in (exact, index))
         assert all(row["process_mb"] > 0 for row in (exact, index))
-    assert json.loads((tmp_path / "bench.json").read_text(encoding="utf-8")) == rows
+    (engine,) = figures["engine"]
+    assert engine["items"] == 1_500
+    assert engine["search"].endswith("of 30 lists")
+    assert 0.95 < engine["recall_at_100"] <= 1
+    assert 0 < engine["p50_ms"] <= engine["p99_ms"]
+    assert 0 < engine["own_mb"] <= engine["process_mb"] <= engine["peak_mb"]
+    assert json.loads((tmp_path / "bench.json").read_text(encoding="utf-8")) == figures
+    assert not (settings.home / "bench" / "retrieval").exists()  # a million items take 3 GB of disk
 
 
 def test_made_up_items_lie_like_those_of_the_sequence_model() -> None:

@@ -1,10 +1,11 @@
-"""Dense retrieval on one core: exact search against the index, by size of the catalogue."""
+"""Dense retrieval on one core by size of the catalogue: exact search against the index, then the whole engine."""
 
 import gc
 import multiprocessing
 import os
+import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any, get_args
 
 import numpy as np
 
+from recflow.bench.engine import build, measure
 from recflow.bench.vectors import Kind, make_vectors
 from recflow.console import track
 from recflow.retrieval.dense import RECALL_AT, ExactIndex, Index, ListIndex, Vectors, recall_of
@@ -30,11 +32,14 @@ def bench_retrieval(
     items: Sequence[int] = (4_000, 100_000, 1_000_000),
     dim: int = 64,
     json_path: Path | None = None,
-) -> list[dict[str, Any]]:
-    """Time exact search and the index over made-up catalogues; one row per kind, size and way of searching.
+) -> dict[str, list[dict[str, Any]]]:
+    """Time search and the endpoint's engine over made-up catalogues.
 
     Each catalogue is searched in a process of its own with one thread, so that memory and time are its own. Where the
     processor is shared, `p99_cpu_ms` is what the search itself took.
+
+    Returns:
+        `search`: a row per kind, size and way of searching; `engine`: a row per size, see `engine.measure`.
 
     Args:
         settings: `serving.index_recall` is what the index is tuned to.
@@ -42,14 +47,32 @@ def bench_retrieval(
         dim: numbers of a vector; a bias comes on top.
         json_path: where to write the rows, too.
     """
-    turns = [(kind, count) for kind in get_args(Kind) for count in items]
-    rows: list[dict[str, Any]] = []
+    turns = [(kind, count) for kind in (*get_args(Kind), None) for count in items]
+    rows: dict[str, list[dict[str, Any]]] = {"search": [], "engine": []}
     for kind, count in track(turns, description="catalogues", total=len(turns)):
-        with _one_thread(), ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
-            rows += process.submit(_measure, kind, count, dim, settings.serving.index_recall).result()
+        if kind is None:
+            rows["engine"].append(_through_the_engine(settings, count, dim))
+        else:
+            rows["search"] += _alone(_measure, kind, count, dim, settings.serving.index_recall)
     if json_path:
         write_json(json_path, rows)
     return rows
+
+
+def _through_the_engine(settings: Settings, n_items: int, dim: int) -> dict[str, Any]:
+    scratch = settings.home / "bench" / "retrieval"
+    shutil.rmtree(scratch, ignore_errors=True)
+    try:
+        built: float = _alone(build, scratch, settings, n_items, dim)
+        return {**_alone(measure, scratch), "build_cpu_s": round(built, 1)}
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _alone(work: Callable[..., Any], *arguments: Any) -> Any:
+    """Return what a function returns in a process of its own that computes with one thread."""
+    with _one_thread(), ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+        return process.submit(work, *arguments).result()
 
 
 @contextmanager
