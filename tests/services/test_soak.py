@@ -200,8 +200,8 @@ class Faults:
         await asyncio.to_thread(self._redis.kill)
         await self._shows({"online_store"})
         await asyncio.to_thread(self._redis.start)
+        await asyncio.to_thread(self._shop.fill_store)  # an empty store is said to have lost its rows
         self.recoveries["redis killed"].append(await self._shows(set()))
-        await asyncio.to_thread(self._shop.fill_store)
 
     async def _kill_postgres(self) -> None:
         await asyncio.to_thread(self._postgres.kill)

@@ -91,11 +91,9 @@ class RecurrentEncoder(nn.Module):
         """Make the weights, see `make_encoder`."""
         super().__init__()
         kind = {"gru": nn.GRU, "lstm": nn.LSTM}[name]
-        self.norm = nn.LayerNorm(size)
         self.cells = kind(size, size, layers, batch_first=True, dropout=dropout if layers > 1 else 0.0)
-        self.out = nn.Linear(size, size)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, tokens: Tensor) -> Tensor:  # (B, L, D) -> (B, L, D)
         """Read the sequences."""
-        return cast(Tensor, tokens + self.dropout(self.out(self.cells(self.norm(tokens))[0])))
+        return cast(Tensor, tokens + self.dropout(self.cells(tokens)[0]))

@@ -34,10 +34,10 @@ class NextItemConfig:
 
     n_items: int
     n_attributes: int = 0
-    encoder: EncoderName = "transformer"
+    encoder: EncoderName = "gru"
     embedding_size: int = 128
     sequence_length: int = 50  # newest items that are read
-    layers: int = 2
+    layers: int = 1
     heads: int = 2
     dropout: float = 0.4
     attention_dropout: float = 0.2

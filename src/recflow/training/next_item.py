@@ -34,9 +34,9 @@ _GRAPH_WEIGHTS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0)
 class Schedule:
     """How a network learns."""
 
-    max_epochs: int = 12
+    max_epochs: int = 8
     patience: int = 2  # validations without a better figure before it stops
-    validate_every: int = 3  # epochs
+    validate_every: int = 2  # epochs
     batch_places: int = 2048  # places of a batch, each with an item to predict
     learning_rate: float = 2e-3  # peak of AdamW's, after an epoch of warm-up; a cosine to 0 at `max_epochs`
     weight_decay: float = 0.01
