@@ -26,7 +26,7 @@ from recflow.storage import write_json
 
 LIST_LENGTH = 50
 _KS = (5, 10, 20, 50)
-_SCORED_AT_ONCE = 256  # histories whose scores of all items are held
+_SCORED_AT_ONCE = 128  # histories whose scores of all items are held
 
 
 def bench_sequences(

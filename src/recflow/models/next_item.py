@@ -24,7 +24,7 @@ from recflow.models.encoders import EncoderName, make_encoder
 from recflow.models.histories import Histories
 from recflow.models.transitions import TransitionGraph
 
-_ENCODED_AT_ONCE = 512  # histories
+_ENCODED_AT_ONCE = 128  # histories
 _KNEE = 0.1  # graph's score up to which it adds in proportion; a network that learns it ends at 0.08 to 0.11
 
 

@@ -26,7 +26,7 @@ from recflow.models.losses import catalogue_cross_entropy, fast_dtype
 from recflow.models.next_item import NextItemConfig, NextItemModel, NextItemNetwork, graph_logits, logits
 from recflow.models.transitions import TransitionGraph
 
-_SCORED_AT_ONCE = 256  # histories whose scores of all items are held: with 12,000 items 12 MB
+_SCORED_AT_ONCE = 128  # histories whose scores of all items are held: with 12,000 items 6 MB
 _GRAPH_WEIGHTS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0)
 
 
