@@ -30,7 +30,7 @@ VERBS = [
     ["privacy"], ["privacy", "request"], ["privacy", "list"],
     ["keys"], ["keys", "create"], ["keys", "list"], ["keys", "revoke"],
     ["features"], ["features", "list"], ["bench"], ["bench", "daily"],
-    ["bench", "serve"], ["bench", "retrieval"], ["bench", "sequences"],
+    ["bench", "serve"], ["bench", "retrieval"], ["bench", "sequences"], ["bench", "retail"],
 ]  # fmt: skip
 
 HISTORY = 9  # days with events before the day that goes wrong: more than the volume rule's week

@@ -427,6 +427,23 @@ def bench_sequences(
     _table([{"part": part, **{name: round(found[part][name], 4) for name in found[part]}} for part in parts])
 
 
+@bench_app.command("retail")
+def bench_retail(
+    data: Annotated[Path, typer.Option(help="Folder of Online Retail's daily CSVs.")],
+    cutoffs: Annotated[str, typer.Option(help="First held-out days.", metavar="D1,D2,...")],
+    json: Annotated[Path | None, typer.Option(help="Also write the figures to this file.")] = None,
+) -> None:
+    """Fit every candidate before each cut-off and print NDCG@10 after it, the best one's lead, CPU seconds.
+
+    The days are taken in once and kept in bench/retail below the home; remove that folder to take them in anew.
+    """
+    from recflow.bench.retail import bench_retail
+
+    figures = bench_retail(data, [_day(part.strip()) for part in cutoffs.split(",")], _settings(), json_path=json)
+    for name in ("figures", "differences", "slices", "costs"):
+        _table(figures[name])
+
+
 # -- how it speaks
 
 

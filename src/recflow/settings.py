@@ -99,7 +99,7 @@ class FeatureSettings(_Section):
 
 
 class TrainingSettings(_Section):
-    """How the sequence model learns."""
+    """How the models learn."""
 
     seed: int = Field(default=0, ge=0)
     holdout_days: int = Field(default=9, ge=1)  # the last days before `until`: kept for evaluation; window of targets
@@ -114,6 +114,18 @@ class TrainingSettings(_Section):
     ease_regularization: float = Field(default=300.0, gt=0)  # lambda of Steck 2019, in users
     ease_recency_days: float = Field(default=45, gt=0)  # window of the popularity that weights `ease_recent`
     ease_max_items: int = Field(default=8000, ge=1)  # most wanted items that take part: memory is their square, 256 MB
+
+    # Also fit `ranker`, which the gate takes where it is the best, and `lightgbm` to hold it against. Lists are better
+    # (`recflow bench retail`), but a request takes four times the processor's time in the model, training half as long
+    # again, and a worker 100 MB more; see adr/0010.
+    second_stage: bool = False
+    ranker_windows: int = Field(default=8, ge=1)  # latest windows that the ranker learns from: 16 gave 0.002 more
+    ranker_window_shoppers: int = Field(default=2000, ge=1)  # drawn from a window: 80 MB of features
+    ranker_epochs: int = Field(default=4, ge=1)  # with 6, NDCG@10 of *any* was 0.002 to 0.004 lower
+    ranker_learning_rate: float = Field(default=3e-3, gt=0)  # peak of AdamW's, in one cycle
+
+    # Trees of the yardstick `lightgbm`, see models/trees.py; 0: it is left out, and training takes 20 CPU seconds less.
+    lightgbm_rounds: int = Field(default=120, ge=0)
 
     text_encoder: str = "wordllama"  # or a sentence-transformers model that lies on this machine
     # CPU threads of a fit. 1: layers this small gain a quarter from a second one on an idle machine, and on a busy one
@@ -141,7 +153,7 @@ class EvaluationSettings(_Section):
     confidence: float = Field(default=0.95, gt=0.5, lt=1)  # share of the resampled means between an interval's ends
     seed: int = Field(default=0, ge=0)  # of the resampling
     # By candidate name; the best of them on each task is what the others are shown against.
-    baselines: tuple[str, ...] = ("popularity", "repeat_purchase", "item_knn", "ease", "ease_recent")
+    baselines: tuple[str, ...] = ("popularity", "repeat_purchase", "item_knn", "ease", "ease_recent", "lightgbm")
     cold_item_buyers: int = Field(default=5, ge=1)  # an item with fewer buyers before the hold-out is cold
 
 

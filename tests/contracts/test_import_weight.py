@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 HEAVY = {
-    *("airflow", "bentoml", "duckdb", "evidently", "faiss", "feast", "great_expectations", "ibis", "lightning"),
-    *("matplotlib", "mlflow", "pandas", "pyspark", "pytorch_lightning", "scipy", "sklearn", "torch", "wordllama"),
+    *("airflow", "bentoml", "duckdb", "evidently", "faiss", "feast", "great_expectations", "ibis", "lightgbm"),
+    *("lightning", "matplotlib", "mlflow", "pandas", "pyspark", "pytorch_lightning", "scipy", "sklearn", "torch"),
+    "wordllama",
 }
 HELP_SECONDS = 0.5  # of a processor: the promise for `recflow --help`, whatever else the machine does
 

@@ -48,6 +48,7 @@ def test_the_contracts_are_kept() -> None:
         ("serving/bundle.py", "import torch", "torch and lightning"),
         ("serving/bundle.py", "import faiss", "faiss in retrieval/ only"),
         ("training/fit.py", "import mlflow", "mlflow in registry/ only"),
+        ("training/fit.py", "import lightgbm", "lightgbm in models/trees.py only"),
         ("features/build.py", "import recflow_tasks", "Nothing in src imports dags"),
     ],
 )

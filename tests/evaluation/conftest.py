@@ -118,17 +118,18 @@ def save(model: Ranker, folder: Path) -> None:
     model.save(folder)
 
 
-WriteCandidates = Callable[[Mapping[str, Ranker]], None]
+WriteCandidates = Callable[..., None]
 WriteBundle = Callable[..., Served]
 
 
 @pytest.fixture
 def write_candidates(settings: Settings) -> WriteCandidates:
-    def write(models: Mapping[str, Ranker]) -> None:
+    def write(models: Mapping[str, Ranker], *, yardsticks: Sequence[str] = ()) -> None:
         with Storage(settings).writing_folder("candidates", str(UNTIL)) as (folder, _):
             Encoders().save(folder / "encoder.json")
             for name, model in models.items():
-                save(model, folder / name / "holdout")
+                for part in ("holdout",) if name in yardsticks else ("holdout", "release"):
+                    save(model, folder / name / part)
 
     write_training_set(settings)
     return write

@@ -18,6 +18,7 @@ from recflow.errors import MissingInput, TrainingError
 from recflow.evaluation import scoring
 from recflow.evaluation.evaluate import evaluate
 from recflow.evaluation.figures import read_figures, selection_scores
+from recflow.evaluation.gate import judge
 from recflow.evaluation.holdout import open_holdout
 from recflow.evaluation.scoring import NotComparable, on_own_catalogue, unseen_weights
 from recflow.models.dataset import TrainingSet
@@ -146,6 +147,27 @@ def test_scores_that_are_no_numbers_are_counted_and_ranked_last(
     entry = figures_of(settings)["models"]["popularity"]
     assert entry["bad_scores"] == 4 * 2
     assert entry["any"]["coverage_at_10"]["value"] == 4 / 6
+
+
+def test_a_yardstick_is_measured_and_held_against_but_never_picked(
+    settings: Settings, write_candidates: WriteCandidates
+) -> None:
+    better = popularity([9, 0, 8, 0, 7, 7])
+    write_candidates({"lightgbm": better, "popularity": popularity(BESTSELLERS)}, yardsticks=["lightgbm"])
+    figures = figures_of(settings)
+    values = {name: figures["models"][name]["any"]["ndcg_at_10"]["value"] for name in ("lightgbm", "popularity")}
+    assert values["popularity"] < values["lightgbm"]
+    assert figures["best_baseline"]["any"] == "lightgbm"
+    # Its figures are part of the scale all the same.
+    assert set(figures["selection"]) == {"popularity"}
+    assert figures["selection"]["popularity"] < 1
+    assert judge(figures, None, settings.gate)["candidate"] == "popularity"
+
+
+def test_yardsticks_alone_leave_nothing_to_serve(settings: Settings, write_candidates: WriteCandidates) -> None:
+    write_candidates({"lightgbm": popularity(BESTSELLERS)}, yardsticks=["lightgbm"])
+    with pytest.raises(MissingInput, match="release weights"):
+        evaluate(UNTIL, None, settings)
 
 
 # -- the champion, on the same hold-out

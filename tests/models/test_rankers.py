@@ -30,6 +30,16 @@ def _sequence(known: Interactions) -> Ranker:
     return SequenceRanker(SequenceModel(config, torch.randn(known.n_items, 6)))
 
 
+def _ranker(known: Interactions) -> Ranker:
+    import torch
+
+    from recflow.models.ranker import CandidateNetwork, CandidateRanker
+    from tests.models.test_assortment import assortment_of
+
+    torch.manual_seed(0)
+    return CandidateRanker(CandidateNetwork(), assortment_of(known))
+
+
 FITTED: dict[str, Callable[[Interactions], Ranker]] = {
     "popularity": lambda known: Popularity().fit(known),
     "repeat_purchase": lambda known: RepeatPurchase().fit(known),
@@ -37,6 +47,7 @@ FITTED: dict[str, Callable[[Interactions], Ranker]] = {
     "ease": lambda known: EASE(regularization=20).fit(known),
     "ease_recent": lambda known: EASE(regularization=20, recency_days=45).fit(known),
     "sequence": _sequence,
+    "ranker": _ranker,
 }
 
 
@@ -86,7 +97,7 @@ def test_a_shopper_without_history_gets_a_list(fitted: Ranker, context: Context)
     scores = fitted.score(stranger)
     assert np.isfinite(scores).all()
     assert np.ptp(scores) > 0  # an order, not a shrug
-    if fitted.name != "sequence":  # whose weights aren't trained here
+    if fitted.name not in ("sequence", "ranker"):  # whose weights aren't trained here
         sold = Popularity(days=getattr(fitted, "recency_days", 0) or 30).fit(random_interactions()).purchases
         assert top_k(scores, 1)[0][0, 0] == sold.argmax()
 

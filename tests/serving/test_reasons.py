@@ -24,6 +24,7 @@ from recflow.serving.requests import RecommendRequest
 from recflow.serving.weights import attribute_tables, contributions, weigh
 from recflow.settings import Settings
 from recflow.storage import Storage
+from tests.serving import rankers
 from tests.serving.conftest import Asking, Built, FakeReader
 
 WINDOW_START = datetime(2011, 3, 2, tzinfo=UTC)  # 30 days before the end of 2011-03-31
@@ -52,6 +53,7 @@ RANKERS: dict[str, Callable[[TrainingSet], Ranker]] = {
     "repeat_purchase": lambda training: RepeatPurchase().fit(training.interactions()),
     "popularity": lambda training: Popularity().fit(training.interactions()),
     "sequence": _sequence,
+    "ranker": rankers.ranker,
 }
 
 
@@ -151,6 +153,7 @@ def test_every_reason_of_every_shopper_is_true_and_names_nobody(ask_ranker: Aski
         "repeat_purchase": {"bought_before", "popular", "popular_in_country", "bought_by"},
         "popularity": {"popular", "popular_in_country", "bought_by"},
         "sequence": {"bought_before", "bought_together", "because_of", "popular_in_country", "bought_by"},
+        "ranker": {"bought_before", "bought_together"},
     }
     assert kinds >= expected[ask_ranker.recommender.bundle.ranker.name]
 

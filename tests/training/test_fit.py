@@ -25,7 +25,8 @@ from recflow.training.training_set import build_training_set
 from tests.shops import invoice_lines
 from tests.training.conftest import SMALL, fill_features
 
-NAMES = ["popularity", "repeat_purchase", "item_knn", "ease", "ease_recent", "sequence"]
+NAMES = ["popularity", "repeat_purchase", "item_knn", "ease", "ease_recent", "sequence", "ranker"]
+YARDSTICK = "lightgbm"  # fitted to be measured: it has no release
 
 Shop = tuple[Settings, date]
 
@@ -46,11 +47,13 @@ def _holdout_ndcg(ranker: Ranker, training_set: TrainingSet, encoders: Encoders)
 
 def test_every_candidate_has_both_parts_and_its_facts(candidates: Path, training_set: TrainingSet) -> None:
     manifest = json.loads((candidates / "manifest.json").read_text())
-    assert list(manifest["candidates"]) == sorted(NAMES)
+    assert list(manifest["candidates"]) == sorted([*NAMES, YARDSTICK])
+    assert set(manifest["candidates"][YARDSTICK]) == {"class", "config", "holdout"}
+    assert not (candidates / YARDSTICK / "release").exists()
     encoders = Encoders.load(candidates / "encoder.json")
     context = training_set.context(training_set.holdout_rows(), encoders)
     for name, facts in manifest["candidates"].items():
-        for part in ("holdout", "release"):
+        for part in ("holdout",) if name == YARDSTICK else ("holdout", "release"):
             ranker = load_ranker(candidates / name / part)
             assert ranker.name == name
             assert np.isfinite(ranker.score(context)).all()
@@ -86,6 +89,18 @@ def test_holdout_parts_have_not_seen_the_holdout(shop: Shop, candidates: Path, t
         assert weights[0] == weights[1], name
         releases = [(folder / name / "release" / "model.safetensors").read_bytes() for folder in (candidates, altered)]
         assert releases[0] != releases[1], name
+    trees = [(folder / YARDSTICK / "holdout" / "trees.txt").read_bytes() for folder in (candidates, altered)]
+    assert trees[0] == trees[1]
+
+
+def test_the_second_stage_is_asked_for(training_set: TrainingSet, tmp_path: Path) -> None:
+    settings = load_settings(home=tmp_path, training=SMALL | {"second_stage": False}).training
+    assert Fitting(training_set, settings, tmp_path).names == NAMES[:-1]
+
+
+def test_without_rounds_there_is_no_yardstick(training_set: TrainingSet, tmp_path: Path) -> None:
+    settings = load_settings(home=tmp_path, training=SMALL | {"lightgbm_rounds": 0}).training
+    assert Fitting(training_set, settings, tmp_path).names == NAMES
 
 
 def test_finished_candidates_are_not_fitted_again(

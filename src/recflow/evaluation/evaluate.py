@@ -12,7 +12,7 @@ from recflow.console import log
 from recflow.evaluation.figures import CHAMPION, FILE, list_lengths, measure
 from recflow.evaluation.holdout import TASKS, Holdout, open_holdout
 from recflow.evaluation.report import write_report
-from recflow.evaluation.scoring import Lists, NotComparable, candidate_lists, champion_lists
+from recflow.evaluation.scoring import Lists, NotComparable, candidate_lists, champion_lists, released_names
 from recflow.models.dataset import TrainingSet
 from recflow.settings import Settings
 from recflow.storage import Artifact, Release, Storage
@@ -34,7 +34,7 @@ def evaluate(until: date, champion: Release | None, settings: Settings) -> Artif
     training = TrainingSet.open(Path(storage.read_folder("training_sets", name).uri))
     candidates = Path(storage.read_folder("candidates", name).uri)
     holdout = open_holdout(training, settings.evaluation)
-    k = list_lengths(settings.evaluation)[-1]
+    released, k = released_names(candidates), list_lengths(settings.evaluation)[-1]
     lists = candidate_lists(candidates, holdout, k=k)
     entry = _score_champion(champion, holdout, lists, k=k)
     figures = {
@@ -47,6 +47,8 @@ def evaluate(until: date, champion: Release | None, settings: Settings) -> Artif
         **measure(lists, holdout, settings.evaluation, vectors=_title_vectors(training, settings)),
     }
     own = figures["models"].pop(CHAMPION, None)
+    # The gate picks among those that can be served; a yardstick is shown, and has its part in the scale.
+    figures["selection"] = {name: figures["selection"][name] for name in released}
     figures["champion"] = entry and {**entry, "figures": own}
     with storage.writing_folder(NOUN, name) as (folder, manifest):
         (folder / FILE).write_text(json.dumps(figures, indent=1, allow_nan=False) + "\n", encoding="utf-8")

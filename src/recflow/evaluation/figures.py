@@ -1,7 +1,7 @@
 """Lists -> figures: by task, by slice, with intervals, and as paired differences.
 
-    {"until", "holdout_start", "ks", "users": {task: n}, "slices": {task: {slice: n}}, "selection": {name: score},
-     "best_baseline": {task: name},
+    {"until", "holdout_start", "ks", "users": {task: n}, "slices": {task: {slice: n}},
+     "selection": {name: score} of those that can be served, "best_baseline": {task: name},
      "models": {name: {
         task: {metric: {"value", "low", "high"}},
         "slices": {task: {slice: {"users", metric: {...}}}},

@@ -260,7 +260,7 @@ def _summary(case: Case, failed: list[Outcome], *, n_rules: int) -> str:
     against = "no champion yet" if case.champion is None else f"champion {case.champion['version']}"
     return (
         f"Accepted: {case.candidate}: {', '.join(_rank(case, task) for task in TASKS)}; best of "
-        f"{len(case.figures['models'])}, {n_rules} rules, {against}."
+        f"{len(case.figures['selection'])}, {n_rules} rules, {against}."
     )
 
 

@@ -43,8 +43,8 @@ def write_report(figures: Mapping[str, Any], folder: Path) -> None:
 
 
 def _all_models(figures: Mapping[str, Any]) -> dict[str, Any]:
-    """Return candidates by selection score, best first, then the champion where it was scored."""
-    ordered = sorted(figures["models"], key=lambda name: -figures["selection"][name])
+    """Return candidates by selection score, best first, then yardsticks, then the champion where it was scored."""
+    ordered = sorted(figures["models"], key=lambda name: -figures["selection"].get(name, 0.0))
     models = {name: figures["models"][name] for name in ordered}
     champion = figures["champion"]
     return {**models, CHAMPION: champion["figures"]} if champion and champion["figures"] else models

@@ -51,6 +51,18 @@ def candidate_names(candidates: Path) -> list[str]:
     return names
 
 
+def released_names(candidates: Path) -> list[str]:
+    """Return the candidates that can be served; the others are yardsticks, which were fitted for the hold-out alone.
+
+    Raises:
+        MissingInput: there is none.
+    """
+    names = [name for name in candidate_names(candidates) if (candidates / name / "release").is_dir()]
+    if not names:
+        raise MissingInput(f"{candidates}: no candidate with release weights lies there. Run train again.")
+    return names
+
+
 def candidate_lists(candidates: Path, holdout: Holdout, *, k: int) -> dict[str, Lists]:
     """Return the lists of every candidate, each scored with the weights that never saw the hold-out."""
     encoders = Encoders.load(candidates / "encoder.json")

@@ -100,9 +100,4 @@ def preference_shares(context: Context) -> NDArray[np.float32]:  # (B, L)
 
     An item is wanted as strongly as its strongest event says: that one has it all, and several of them share alike.
     """
-    pairs = Pairs.of(context.items)
-    weight = PREFERENCE[context.event_types]
-    strongest = pairs.reduce(np.maximum, weight.ravel()[pairs.at])  # (P,)
-    is_strongest = np.zeros(weight.size, bool)
-    is_strongest[pairs.at] = weight.ravel()[pairs.at] == np.repeat(strongest, pairs.counts)
-    return pairs.among_events(strongest, is_strongest.reshape(weight.shape))
+    return Pairs.of(context.items).strongest(PREFERENCE[context.event_types])

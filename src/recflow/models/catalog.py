@@ -13,7 +13,15 @@ _MODULES = {
     "ItemKNN": "recflow.models.linear",
     "EASE": "recflow.models.linear",
     "SequenceRanker": "recflow.models.sequence",
+    "CandidateRanker": "recflow.models.ranker",
+    "TreesRanker": "recflow.models.trees",
 }
+_WITHOUT_FEATURES = frozenset({"CandidateRanker"})  # it works out all that it needs from the history itself
+
+
+def reads_features(ranker: Ranker) -> bool:
+    """Return whether a model is to be given the stored features that it was trained with."""
+    return type(ranker).__name__ not in _WITHOUT_FEATURES
 
 
 def load_ranker(folder: Path) -> Ranker:

@@ -61,6 +61,7 @@ class TrainingSet:
     users: pa.Table  # (U,) user_idx, user_id, country
     user_idx: NDArray[np.int32]  # of each event
     events: EventColumns  # ordered by (user_idx, timestamp)
+    event_prices: NDArray[np.float32]  # of each event, for one piece; NaN where the feed has none
     examples: Examples
     user_features: pa.Table  # raw columns, row for row with `examples`
     item_features: dict[date, pa.Table] = field(repr=False)  # raw columns by cut, in order of item_idx
@@ -87,6 +88,7 @@ class TrainingSet:
                 event_type=events["event_type"].to_numpy(),
                 quantity=events["quantity"].to_numpy(),
             ),
+            event_prices=events["unit_price"].to_numpy().astype(np.float32),  # null becomes NaN
             examples=_examples(examples),
             user_features=examples.select(manifest["user_features"]),
             item_features=_by_cut(pq.read_table(folder / "item_features.parquet"), manifest["item_features"]),
@@ -137,6 +139,12 @@ class TrainingSet:
             until=np.datetime64(self.until + timedelta(days=1), "us"),
         )
         return everything if before is None else everything.before(np.datetime64(before, "us"))
+
+    def prices(self, before: date | None = None) -> NDArray[np.float32]:  # (N,)
+        """Return the prices of `interactions(before)`, for one piece; NaN where there is none."""
+        if before is None:
+            return self.event_prices
+        return self.event_prices[self.interactions().timestamp < np.datetime64(before, "us")]
 
     def rows_of(self, cut: date) -> Rows:
         """Return the row numbers of a cut's examples."""

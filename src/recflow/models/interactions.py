@@ -44,9 +44,19 @@ class Interactions:
         """Return the interactions older than a moment, which becomes their `until`."""
         return self._where(self.timestamp < moment, min(moment, self.until))
 
+    def since(self, moment: np.datetime64) -> "Interactions":
+        """Return the interactions at a moment and later ones."""
+        return self._where(self.timestamp >= moment, self.until)
+
     def purchases(self) -> "Interactions":
         """Return the purchases alone."""
-        return self._where(self.event_type == PURCHASE, self.until)
+        return self._where(self.is_purchase, self.until)
+
+    @property
+    def is_purchase(self) -> NDArray[np.bool_]:  # (N,)
+        """Return which interactions are purchases."""
+        is_purchase: NDArray[np.bool_] = self.event_type == PURCHASE
+        return is_purchase
 
     def _where(self, keep: NDArray[np.bool_], until: np.datetime64) -> "Interactions":
         return dataclasses.replace(

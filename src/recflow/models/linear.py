@@ -266,8 +266,8 @@ def ease_weights(gram: NDArray[np.float32], regularization: float) -> NDArray[np
     gram[np.diag_indices_from(gram)] += regularization
     factor, _ = spotrf(np.asfortranarray(gram), lower=True, overwrite_a=True)
     inverse, _ = spotri(factor, lower=True, overwrite_c=True)
+    diagonal = np.diag(inverse).copy()
     inverse = np.tril(inverse)
-    inverse += np.tril(inverse, -1).T
-    weights = np.asarray(-inverse / np.diag(inverse)[None], np.float32, order="C")
+    weights = np.asarray(-(inverse + inverse.T) / diagonal[None], np.float32, order="C")  # the diagonal is set below
     weights[np.diag_indices_from(weights)] = 0
     return weights

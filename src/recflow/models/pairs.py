@@ -61,3 +61,11 @@ class Pairs:
         shares = np.zeros(is_counted.size, np.float32)
         shares[self.at] = np.repeat(values / np.maximum(counts, 1), self.counts) * counted
         return shares.reshape(is_counted.shape)
+
+    def strongest(self, weights: NDArray[np.float32]) -> NDArray[np.float32]:  # (B, L) -> (B, L)
+        """Share each pair's greatest weight alike among those of its events that have it; 0 for the others."""
+        of_events = weights.ravel()[self.at]
+        greatest = self.reduce(np.maximum, of_events)
+        has_it = np.zeros(weights.size, bool)
+        has_it[self.at] = of_events == np.repeat(greatest, self.counts)
+        return self.among_events(greatest, has_it.reshape(weights.shape))

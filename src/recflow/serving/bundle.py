@@ -31,6 +31,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from recflow.console import log
 from recflow.errors import BundleInvalid, MissingInput, PublishError, RecflowError
 from recflow.models.attribution import Factored
 from recflow.models.catalog import load_ranker
@@ -84,7 +85,7 @@ class Bundle:
 
     @cached_property
     def user_features(self) -> frozenset[str]:
-        """Return the raw features of a user that the model reads."""
+        """Return the raw features of a user that the model was trained with."""
         return frozenset(self.facts["user_features"])
 
     # -- the catalogue, in order of item_idx
@@ -309,7 +310,15 @@ def tables_of(interactions: Interactions, user_country: NDArray[np.object_], ser
 def _write_index(training: TrainingSet, folder: Path, settings: Settings) -> dict[str, Any]:
     """Index the items of a large catalogue whose model can be searched; return what `bundle.json` says of it."""
     serving, ranker = settings.serving, load_ranker(folder / "model" / "release")
-    if len(training.items) < serving.exact_below_items or not isinstance(ranker, Factored):
+    if len(training.items) < serving.exact_below_items:
+        return {}
+    if not isinstance(ranker, Factored):
+        log.warning(
+            "Candidate '%s' scores all %d items for every request: an index can't search what it scores by. Where that "
+            "takes too long, roll back to a version of a model that can be searched, as 'sequence' can.",
+            ranker.name,
+            len(training.items),
+        )
         return {}
     features = _load_item_features(folder)
     rows = training.holdout_rows()

@@ -2,11 +2,12 @@
 
     candidates/<until>/
         encoder.json                    of user and item features, fitted on examples before the hold-out
-        <candidate>/{holdout,release}/  what `Ranker.save` writes
+        <candidate>/{holdout,release}/  what `Ranker.save` writes; a yardstick, which is never served, has no release
 
 The sequence model is trained three times: once on the windows before the last one, which says after how many epochs
-to stop; then from scratch with that many epochs for either part. Work goes on where it was cut off: candidates that
-are finished stay in a folder aside, and the sequence model leaves a checkpoint an epoch, until all is in place.
+to stop; then from scratch with that many epochs for either part. Windows of candidates, which the ranker learns from,
+are made once for both parts. Work goes on where it was cut off: candidates that are finished stay in a folder aside,
+and the sequence model leaves a checkpoint an epoch, until all is in place.
 """
 
 import hashlib
@@ -15,8 +16,9 @@ import shutil
 import time
 from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from recflow.console import log
 from recflow.errors import MissingInput, TrainingError
@@ -28,9 +30,14 @@ from recflow.models.linear import EASE, ItemKNN
 from recflow.settings import Settings, TrainingSettings
 from recflow.storage import Artifact, Storage, write_json
 
+if TYPE_CHECKING:
+    from recflow.training.windows import CandidateWindows
+
 Part = Literal["holdout", "release"]
 PARTS: tuple[Part, ...] = ("holdout", "release")
 SEQUENCE = "sequence"
+RANKER = "ranker"
+LIGHTGBM = "lightgbm"  # the yardstick
 
 _VERSION = 1  # of what the fitting code does: another number, and nothing finished earlier is taken over
 
@@ -52,13 +59,13 @@ def train(until: date, settings: Settings) -> Artifact:
     work = _work_folder(storage, until, key)
     fitting = Fitting(training_set, settings.training, work)
     for part in PARTS:
-        for name in fitting.baselines:
-            fitting.fit_baseline(name, part)
-        fitting.fit_sequence(part)
+        for name in fitting.names:
+            if part in fitting.parts_of(name):
+                fitting.fit(name, part)
     with storage.writing_folder("candidates", str(until)) as (folder, manifest):
         shutil.copyfile(work / "encoder.json", folder / "encoder.json")
         for name in fitting.names:
-            for part in PARTS:
+            for part in fitting.parts_of(name):
                 shutil.copytree(work / name / part, folder / name / part)
         manifest |= {
             "until": str(until),
@@ -94,7 +101,9 @@ class Fitting:
             ).fit(interactions),
             "ease_recent": self._ease_recent,  # after `ease`, whose weights it takes
         }
-        self.names = [*self.baselines, SEQUENCE]
+        self.names = [*self.baselines, SEQUENCE]  # in the order in which they are fitted
+        if settings.second_stage:
+            self.names += [RANKER, LIGHTGBM] if settings.lightgbm_rounds else [RANKER]
         self.cuts_before = training_set.training_cuts(ending_by=training_set.holdout_start)
         if not self.cuts_before:
             raise TrainingError(
@@ -106,9 +115,32 @@ class Fitting:
             training_set.fit_encoders(self.cuts_before).save(file)
         self.encoders = Encoders.load(file)
 
+    def parts_of(self, name: str) -> tuple[Part, ...]:
+        """Return the parts that a candidate has: a yardstick is fitted to be measured, not to be served."""
+        return ("holdout",) if name == LIGHTGBM else PARTS
+
+    def fit(self, name: str, part: Part) -> None:
+        """Fit a part of any candidate, unless that was done."""
+        if name == SEQUENCE:
+            self.fit_sequence(part)
+        elif name == RANKER:
+            self.fit_ranker(part)
+        elif name == LIGHTGBM:
+            self.fit_lightgbm()
+        else:
+            self.fit_baseline(name, part)
+
     def fit_baseline(self, name: str, part: Part) -> None:
         """Fit one of the baselines, unless that was done."""
         self._once(name, part, lambda: (self.baselines[name](self._interactions(part), part), {}))
+
+    def fit_ranker(self, part: Part) -> None:
+        """Train the second-stage ranker, unless that was done."""
+        self._once(RANKER, part, lambda: (self._ranker(part), {}))
+
+    def fit_lightgbm(self) -> None:
+        """Grow the yardstick's trees on what the ranker learns from, unless that was done."""
+        self._once(LIGHTGBM, "holdout", lambda: (self._trees(), {}))
 
     def fit_sequence(self, part: Part) -> None:
         """Train the sequence model, unless that was done, for as many epochs as early stopping chose."""
@@ -117,9 +149,9 @@ class Fitting:
 
     def facts(self, name: str) -> dict[str, Any]:
         """Return how a candidate's parts came about."""
-        model = json.loads((self.work / name / "release" / "model.json").read_text(encoding="utf-8"))
+        model = json.loads((self.work / name / "holdout" / "model.json").read_text(encoding="utf-8"))
         facts: dict[str, Any] = {"class": model["class"], "config": model["config"]}
-        for part in PARTS:
+        for part in self.parts_of(name):
             facts[part] = json.loads(self._facts_file(name, part).read_text(encoding="utf-8"))
         if name == SEQUENCE:
             facts["search"] = self._search()
@@ -129,8 +161,32 @@ class Fitting:
         ease = EASE.load(self.work / "ease" / part)
         return ease.with_recency(interactions, days=self.settings.ease_recency_days)
 
+    def _ranker(self, part: Part) -> Ranker:
+        from recflow.training.ranker import fit_ranker
+
+        return fit_ranker(self.windows, self._cuts(part), before=self._before(part))
+
+    def _trees(self) -> Ranker:
+        from recflow.models.trees import TreesRanker, grow_trees
+
+        window, settings = self.windows.latest(self.cuts_before), self.settings
+        trees = grow_trees(
+            window.features, window.is_wanted, window.sizes, rounds=settings.lightgbm_rounds, seed=settings.seed
+        )
+        return TreesRanker(trees, self.windows.assortment(self.training_set.holdout_start))
+
+    @cached_property
+    def windows(self) -> "CandidateWindows":
+        """Return the windows with their candidates; each is made when it is first asked for."""
+        from recflow.training.windows import CandidateWindows
+
+        return CandidateWindows(self.training_set, self.encoders, self.settings)
+
     def _interactions(self, part: Part) -> Interactions:
         return self.training_set.interactions(self._before(part))
+
+    def _cuts(self, part: Part) -> list[date]:
+        return self.cuts_before if part == "holdout" else self.training_set.cuts
 
     def _before(self, part: Part) -> date | None:
         return self.training_set.holdout_start if part == "holdout" else None
@@ -143,7 +199,7 @@ class Fitting:
         fitted = fit_sequence(
             self.training_set,
             self.encoders,
-            self.cuts_before if part == "holdout" else self.training_set.cuts,
+            self._cuts(part),
             settings=self.settings,
             checkpoints=self.work / "checkpoints" / part,
             before=self._before(part),

@@ -1,0 +1,154 @@
+"""The second-stage ranker's training with Lightning: batches of shoppers with their candidates.
+
+Loss of a shopper: the cross-entropy of a softmax over all of its candidates, and one more over those that it never
+bought, each summed over what it bought and divided by the square root of how many that is: the second keeps the
+items that are new to a shopper apart, where most purchases are repeats.
+
+Letters as in `windows`; S candidates of a batch.
+"""
+
+import warnings
+from collections.abc import Iterator
+from datetime import date
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
+
+from recflow.models.ranker import CandidateNetwork, CandidateRanker
+from recflow.settings import TrainingSettings
+from recflow.training.windows import CandidateWindows, Window
+
+_BATCH_SIZE = 64  # shoppers, about 10,000 candidates: half of them are seen, see _KEPT
+_KEPT = 0.5  # share of the candidates not bought that a step sees, drawn anew: half the time, the same figures
+_SCALED_ON = 50_000  # candidates, evenly spread, that the features' scales are taken from
+_WEIGHT_DECAY = 1e-4
+_WARM_UP = 0.1  # share of the steps until the learning rate is at its peak
+
+
+class Batch(NamedTuple):
+    """Candidates of some shoppers."""
+
+    features: Tensor  # (S, C) scaled
+    shopper: Tensor  # (S,) below `n_shoppers`
+    is_wanted: Tensor  # (S,) bool
+    is_new: Tensor  # (S,) bool
+    n_shoppers: int
+
+
+class Batches(IterableDataset[Batch]):
+    """Whole batches of a window's shoppers; their order and what is left out is a function of (seed, epoch)."""
+
+    def __init__(self, window: Window, scaled: Tensor, *, seed: int) -> None:
+        """Hold what the batches are made from; `epoch` is set before each pass."""
+        self.window, self.scaled, self.seed, self.epoch = window, scaled, seed, 0
+        self._starts = np.cumsum(window.sizes) - window.sizes
+
+    def __len__(self) -> int:
+        """Return the batches of an epoch."""
+        return -(-len(self.window.sizes) // _BATCH_SIZE)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield the batches of the epoch."""
+        rng = np.random.default_rng([self.seed, self.epoch])
+        for shoppers in np.array_split(rng.permutation(len(self.window.sizes)), len(self)):
+            sizes = self.window.sizes[shoppers]
+            shopper = np.repeat(np.arange(len(shoppers)), sizes)
+            at = np.repeat(self._starts[shoppers] - np.cumsum(sizes) + sizes, sizes) + np.arange(sizes.sum())
+            kept = self.window.is_wanted[at] | (rng.random(len(at)) < _KEPT)
+            at = at[kept]
+            yield Batch(
+                features=self.scaled[torch.from_numpy(at)],
+                shopper=torch.from_numpy(shopper[kept]),
+                is_wanted=torch.from_numpy(self.window.is_wanted[at]),
+                is_new=torch.from_numpy(self.window.is_new[at]),
+                n_shoppers=len(shoppers),
+            )
+
+
+class CandidateTraining(pl.LightningModule):
+    """Loss and optimizer of a `CandidateNetwork`."""
+
+    def __init__(self, network: CandidateNetwork, batches: Batches, settings: TrainingSettings) -> None:
+        """Train a network on batches."""
+        super().__init__()
+        self.network, self.batches, self.settings = network, batches, settings
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Return the batches of the current epoch; Lightning asks again for every epoch."""
+        self.batches.epoch = self.current_epoch
+        return DataLoader(self.batches, batch_size=None)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the loss over all candidates plus that over the new ones."""
+        scores, new = self.network.score_scaled(batch.features), batch.is_new
+        everything = set_loss(scores, batch.shopper, batch.is_wanted, n_shoppers=batch.n_shoppers)
+        among_new = set_loss(scores[new], batch.shopper[new], batch.is_wanted[new], n_shoppers=batch.n_shoppers)
+        return everything + among_new
+
+    def configure_optimizers(self) -> Any:
+        """AdamW, the learning rate in one cycle: up, then down to almost nothing (Smith and Topin, 2018)."""
+        peak = self.settings.ranker_learning_rate
+        optimizer = torch.optim.AdamW(self.network.parameters(), lr=peak, weight_decay=_WEIGHT_DECAY)
+        steps = self.settings.ranker_epochs * len(self.batches) + 1
+        scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, peak, total_steps=steps, pct_start=_WARM_UP)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def set_loss(
+    scores: Tensor,  # (S,)
+    shopper: Tensor,  # (S,)
+    is_wanted: Tensor,  # (S,) bool
+    *,
+    n_shoppers: int,
+) -> Tensor:  # ()
+    """Return the mean over shoppers, who want anything, of their cross-entropy over the root of what they want."""
+    wanted = is_wanted.float()
+    count = torch.zeros(n_shoppers).index_add(0, shopper, wanted)
+    greatest = torch.full((n_shoppers,), -torch.inf).scatter_reduce(0, shopper, scores.detach(), "amax")[shopper]
+    total = torch.zeros(n_shoppers).index_add(0, shopper, torch.exp(scores - greatest))
+    log_p = scores - greatest - torch.log(total[shopper])
+    return -(log_p * wanted / count.clamp(min=1)[shopper].sqrt()).sum() / (count > 0).sum().clamp(min=1)
+
+
+def fit_ranker(windows: CandidateWindows, cuts: list[date], *, before: date | None = None) -> CandidateRanker:
+    """Train on the latest windows of the given cuts; equal arguments give equal weights.
+
+    Args:
+        windows: where candidates come from, with the settings.
+        cuts: of windows to learn from; the latest `ranker_windows` of them count.
+        before: the day as of which the ranker knows the shop; without it, the end of all data.
+    """
+    window, settings = windows.latest(cuts), windows.settings
+    torch.set_num_threads(settings.threads)
+    torch.manual_seed(settings.seed)
+    network = CandidateNetwork()
+    network.scaler.learn(window.features[:: -(-len(window.features) // _SCALED_ON)])
+    with torch.no_grad():
+        scaled = network.scaler(torch.from_numpy(window.features))
+    training = CandidateTraining(network, Batches(window, scaled, seed=settings.seed), settings)
+    with warnings.catch_warnings():
+        # Lightning advises worker processes; the batches are whole tensors already.
+        warnings.simplefilter("ignore")
+        _trainer(settings).fit(training)
+    return CandidateRanker(network, windows.assortment(before))
+
+
+def _trainer(settings: TrainingSettings) -> pl.Trainer:
+    import logging
+
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    return pl.Trainer(
+        accelerator="cpu",  # seconds; a GPU's start takes longer
+        max_epochs=settings.ranker_epochs,
+        enable_checkpointing=False,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        gradient_clip_val=1.0,
+        num_sanity_val_steps=0,
+        reload_dataloaders_every_n_epochs=1,
+    )
