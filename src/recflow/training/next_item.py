@@ -4,9 +4,7 @@ Batches hold windows of nearly one length, so that little is padding; a batch ha
 What the graph of transitions adds is chosen on the validation items as well.
 """
 
-import logging
 import time
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +23,7 @@ from recflow.models.histories import Histories
 from recflow.models.losses import catalogue_cross_entropy, fast_dtype
 from recflow.models.next_item import NextItemConfig, NextItemModel, NextItemNetwork, graph_logits, logits
 from recflow.models.transitions import TransitionGraph
+from recflow.training.trainer import run_epochs
 
 _SCORED_AT_ONCE = 128  # histories whose scores of all items are held: with 12,000 items 6 MB
 _GRAPH_WEIGHTS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0)
@@ -83,7 +82,7 @@ def fit_next_item(
         schedule,
         validation,
     )
-    _trainer(schedule).fit(training)
+    run_epochs(training, epochs=schedule.max_epochs, accelerator="auto", devices=1, enable_checkpointing=False)
     training.network.load_state_dict(training.best)
     figures = validation.by_graph_weight(training.network)
     model = NextItemModel(training.network, graph, graph_weight=max(figures, key=lambda weight: figures[weight]))
@@ -237,21 +236,3 @@ def _gains(scores: NDArray[np.float32], wanted: NDArray[np.int32]) -> NDArray[np
     own = np.take_along_axis(scores, wanted[:, None].astype(np.int64), axis=1)
     rank = (scores >= own).sum(axis=1)
     return np.where((rank <= 10) & np.isfinite(own[:, 0]), 1 / np.log2(rank + 1), 0.0)
-
-
-def _trainer(schedule: Schedule) -> pl.Trainer:
-    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
-    # Lightning advises worker processes; the batches are whole tensors already.
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    return pl.Trainer(
-        accelerator="auto",
-        devices=1,
-        max_epochs=schedule.max_epochs,
-        gradient_clip_val=1.0,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        reload_dataloaders_every_n_epochs=1,
-    )

@@ -7,7 +7,6 @@ items that are new to a shopper apart, where most purchases are repeats.
 Letters as in `windows`; S candidates of a batch.
 """
 
-import warnings
 from collections.abc import Iterator
 from datetime import date
 from typing import Any, NamedTuple
@@ -20,6 +19,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from recflow.models.ranker import CandidateNetwork, CandidateRanker
 from recflow.settings import TrainingSettings
+from recflow.training.trainer import run_epochs
 from recflow.training.windows import CandidateWindows, Window
 
 _BATCH_SIZE = 64  # shoppers, about 10,000 candidates: half of them are seen, see _KEPT
@@ -130,25 +130,6 @@ def fit_ranker(windows: CandidateWindows, cuts: list[date], *, before: date | No
     with torch.no_grad():
         scaled = network.scaler(torch.from_numpy(window.features))
     training = CandidateTraining(network, Batches(window, scaled, seed=settings.seed), settings)
-    with warnings.catch_warnings():
-        # Lightning advises worker processes; the batches are whole tensors already.
-        warnings.simplefilter("ignore")
-        _trainer(settings).fit(training)
+    # On the processor: it takes seconds, and a GPU's start longer.
+    run_epochs(training, epochs=settings.ranker_epochs, accelerator="cpu", enable_checkpointing=False)
     return CandidateRanker(network, windows.assortment(before))
-
-
-def _trainer(settings: TrainingSettings) -> pl.Trainer:
-    import logging
-
-    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
-    return pl.Trainer(
-        accelerator="cpu",  # seconds; a GPU's start takes longer
-        max_epochs=settings.ranker_epochs,
-        enable_checkpointing=False,
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        gradient_clip_val=1.0,
-        num_sanity_val_steps=0,
-        reload_dataloaders_every_n_epochs=1,
-    )

@@ -6,7 +6,6 @@ tasks *any* and *new*.
 """
 
 import hashlib
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -32,6 +31,7 @@ from recflow.models.network import Batch, SequenceConfig, SequenceModel
 from recflow.models.sequence import SequenceRanker
 from recflow.models.text import title_vectors
 from recflow.settings import TrainingSettings
+from recflow.training.trainer import run_epochs
 
 MONITOR = "ndcg_at_10"
 _FACTOR_LENGTH = 2.0  # of the items' factors beside the title and feature parts, whose length is about 1
@@ -242,37 +242,22 @@ def fit_sequence(
         callbacks.append(
             EarlyStopping(MONITOR, mode="max", patience=settings.patience, check_on_train_epoch_end=True, verbose=False)
         )
-    trainer = _trainer(checkpoints, n_epochs, callbacks, settings)
-    with warnings.catch_warnings():
-        # Lightning advises worker processes; the batches are whole tensors already.
-        warnings.simplefilter("ignore")
-        trainer.fit(training, ckpt_path=_newest(checkpoints), weights_only=True)
+    on_gpu = settings.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    run_epochs(
+        training,
+        epochs=n_epochs,
+        checkpoint=_newest(checkpoints),
+        accelerator=settings.accelerator,
+        devices=1,
+        precision="bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported() else "32-true",
+        callbacks=callbacks,
+        default_root_dir=checkpoints,
+    )
     figures = training.history
     best = len(figures) if validation is None else 1 + int(np.argmax([entry[MONITOR] for entry in figures]))
     weights = torch.load(_checkpoint(checkpoints, best - 1), weights_only=True, map_location="cpu")["state_dict"]
     training.load_state_dict(weights)
     return Fitted(SequenceRanker(training.model.cpu()), best, figures)
-
-
-def _trainer(folder: Path, epochs: int, callbacks: list[Callback], settings: TrainingSettings) -> pl.Trainer:
-    import logging
-
-    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
-    on_gpu = settings.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
-    return pl.Trainer(
-        accelerator=settings.accelerator,
-        devices=1,
-        precision="bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported() else "32-true",
-        max_epochs=epochs,
-        callbacks=callbacks,
-        default_root_dir=folder,
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        gradient_clip_val=1.0,
-        num_sanity_val_steps=0,
-        reload_dataloaders_every_n_epochs=1,
-    )
 
 
 def _model(
