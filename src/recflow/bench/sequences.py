@@ -8,6 +8,7 @@ once, for the report.
 
 import resource
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,9 @@ from recflow.models.interactions import top_k
 from recflow.storage import write_json
 
 LIST_LENGTH = 50
+
+Score = Callable[[Histories], NDArray[np.float32]]  # B histories -> (B, V)
+
 _KS = (5, 10, 20, 50)
 _SCORED_AT_ONCE = 128  # histories whose scores of all items are held
 
@@ -102,7 +106,7 @@ def bench_sequences(
     return found
 
 
-def _lists(score: Any, histories: Histories) -> NDArray[np.int32]:  # (U, 50) item_idx, -1 where a list ends early
+def _lists(score: Score, histories: Histories) -> NDArray[np.int32]:  # (U, 50) item_idx, -1 where a list ends early
     """Return the best items for each history without those that stand in it."""
     firsts = range(0, len(histories), _SCORED_AT_ONCE)
     parts = []

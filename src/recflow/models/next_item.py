@@ -127,9 +127,9 @@ def logits(network: NextItemNetwork, histories: Histories) -> NDArray[np.float32
         table = network.items()
         directions = F.normalize(table, dim=-1).T / network.config.temperature  # (D, V)
         found = np.empty((len(recent), recent.n_items), np.float32)
-        for rows in by_length(recent.lengths, _ENCODED_AT_ONCE):
+        for rows in _by_length(recent.lengths, _ENCODED_AT_ONCE):
             part = recent.take(rows)
-            items = torch.from_numpy(padded(part)).to(device)
+            items = torch.from_numpy(_padded(part)).to(device)
             states = network(items, table)
             last = states[torch.arange(len(rows)), torch.from_numpy(part.lengths - 1)]
             found[rows] = (last @ directions).cpu().numpy()
@@ -144,14 +144,14 @@ def graph_logits(graph: TransitionGraph, histories: Histories) -> NDArray[np.flo
     return scores
 
 
-def by_length(lengths: NDArray[np.int64], at_once: int) -> Iterator[NDArray[np.int64]]:
+def _by_length(lengths: NDArray[np.int64], at_once: int) -> Iterator[NDArray[np.int64]]:
     """Yield rows whose lengths are nearly alike."""
     order = np.argsort(lengths, kind="stable")
     for first in range(0, len(order), at_once):
         yield order[first : first + at_once]
 
 
-def padded(histories: Histories) -> NDArray[np.int64]:  # (B, L)
+def _padded(histories: Histories) -> NDArray[np.int64]:  # (B, L)
     """Return histories as a table, item 0 behind their ends: what reads it doesn't look ahead."""
     lengths = histories.lengths
     table = np.zeros((len(histories), int(lengths.max(initial=0))), np.int64)

@@ -40,7 +40,7 @@ class Schedule:
     learning_rate: float = 2e-3  # peak of AdamW's, after an epoch of warm-up; a cosine to 0 at `max_epochs`
     weight_decay: float = 0.01
     threads: int = 1  # of the processor: layers this small gain little from a second one
-    max_seconds: float | None = None  # wall clock; the best epoch until then is taken
+    max_seconds: float | None = None  # wall clock, for the epochs; the best weights until then are taken
 
 
 @dataclass(frozen=True)
@@ -164,6 +164,10 @@ class NextItemTraining(pl.LightningModule):
         )
         self._losses.append(loss.detach())
         return loss
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """End the epoch where time is up: one of a large file would go far beyond it."""
+        self.trainer.should_stop = self._share_of_time() >= 1
 
     def on_train_epoch_end(self) -> None:
         """Validate, keep the best weights, and say when it is enough."""
