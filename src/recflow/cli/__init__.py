@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Never
 
 import typer
 
+from recflow.cli.bench import bench_app
+from recflow.cli.common import JsonOption, day_option, load_settings, parse_day, print_json, print_table, say, usage
 from recflow.errors import RecflowError
 
 if TYPE_CHECKING:
     from recflow.schema import Days
-    from recflow.settings import Settings
+
 
 # rich's tracebacks show local variables, among them people's data.
 app = typer.Typer(
@@ -28,7 +30,6 @@ app = typer.Typer(
 data_app = typer.Typer(help="Get a data set.", no_args_is_help=True)
 models_app = typer.Typer(help="Versions: what is served, and what was.", no_args_is_help=True)
 quarantine_app = typer.Typer(help="Rows that broke a rule: see them, mend them, put them back.", no_args_is_help=True)
-bench_app = typer.Typer(help="Measure speed claims on this machine.", no_args_is_help=True)
 keys_app = typer.Typer(help="Who may ask the endpoint what.", no_args_is_help=True)
 features_app = typer.Typer(help="Features of the model, as Feast knows them.", no_args_is_help=True)
 privacy_app = typer.Typer(help="People who asked to be forgotten.", no_args_is_help=True)
@@ -67,20 +68,6 @@ class Step(StrEnum):
     publish = "publish"
 
 
-def _day(text: str) -> date:
-    try:
-        return date.fromisoformat(text)
-    except ValueError as error:
-        raise typer.BadParameter(f"'{text}' is no day; write it as 2011-11-30.") from error
-
-
-def _day_option(sentence: str) -> Any:
-    return typer.Option(parser=_day, metavar="YYYY-MM-DD", show_default=False, help=sentence)
-
-
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-
-
 # -- the line
 
 
@@ -95,16 +82,16 @@ def demo(
     """
     from recflow.demo import demo
 
-    demo(_settings(), json_path=json, keep=keep)
+    demo(load_settings(), json_path=json, keep=keep)
 
 
 @app.command()
 def run(
     step: Annotated[Step, typer.Argument(metavar="STEP", help="One of the names above.")],
-    day: Annotated[date | None, typer.Option("--date", parser=_day, metavar="YYYY-MM-DD", help="One day.")] = None,
-    start: Annotated[date | None, _day_option("First of several days.")] = None,
-    end: Annotated[date | None, _day_option("Last of several days, inclusive.")] = None,
-    until: Annotated[date | None, _day_option("Last day of data, inclusive.")] = None,
+    day: Annotated[date | None, typer.Option("--date", parser=parse_day, metavar="YYYY-MM-DD", help="One day.")] = None,
+    start: Annotated[date | None, day_option("First of several days.")] = None,
+    end: Annotated[date | None, day_option("Last of several days, inclusive.")] = None,
+    until: Annotated[date | None, day_option("Last day of data, inclusive.")] = None,
 ) -> None:
     """Run one step of the line.
 
@@ -119,20 +106,20 @@ def run(
     function: Callable[..., Any] = getattr(pipeline, step.value)
     if function in pipeline.DAILY:
         if until is not None:
-            _usage(f"{step.value} goes by day: --date D, or --start D --end D.")
-        _done(function(_days(day, start, end), _settings()))
+            usage(f"{step.value} goes by day: --date D, or --start D --end D.")
+        _done(function(_days(day, start, end), load_settings()))
     elif until is None or any((day, start, end)):
-        _usage(f"{step.value} goes by the last day of data: --until D.")
+        usage(f"{step.value} goes by the last day of data: --until D.")
     else:
-        _done(function(until, _settings()))
+        _done(function(until, load_settings()))
 
 
 @app.command()
 def line(
-    until: Annotated[date, typer.Option(parser=_day, metavar="YYYY-MM-DD", help="Last day of data, inclusive.")],
+    until: Annotated[date, typer.Option(parser=parse_day, metavar="YYYY-MM-DD", help="Last day of data, inclusive.")],
     source: Annotated[Source | None, typer.Option(help="The feed's shape; default: as set or fetched.")] = None,
     data: Annotated[Path | None, typer.Option(help="Folder of daily files, kept for later steps.")] = None,
-    start: Annotated[date | None, _day_option("First day; default: the first that the feed has.")] = None,
+    start: Annotated[date | None, day_option("First day; default: the first that the feed has.")] = None,
 ) -> None:
     """Run all steps in bulk, from the first file of the feed up to a promoted model, without Airflow."""
     from recflow import pipeline
@@ -141,13 +128,13 @@ def line(
     from recflow.schema import Days
 
     named = {"source": source and source.value, "path": data and str(data)}
-    settings = _settings(feed={key: value for key, value in named.items() if value})
+    settings = load_settings(feed={key: value for key, value in named.items() if value})
     first = start or feed_start(settings)
     if data:
         remember_feed(settings, resolve_feed(settings))
     artifact = pipeline.line(Days(first, until), settings)
     for sentence in artifact.manifest.get("sentences", []):
-        _say(sentence)
+        say(sentence)
     if "version" not in artifact.manifest:
         raise RecflowError(f"No version was promoted: the gate rejected the candidate; see {artifact.uri}.")
     _done(artifact)
@@ -169,14 +156,14 @@ def recommend(
     Where privacy.pseudonym_key is set, --users takes the shop's ids, and the file has pseudonyms.
     """
     if (users is None) != all_users:
-        _usage("Give either --users FILE or --all.")
+        usage("Give either --users FILE or --all.")
     from recflow.registry.versions import champion
     from recflow.serving.batch import recommend_batch, write_batch
 
-    settings = _settings()
+    settings = load_settings()
     wanted = None if users is None else _lines(users)
     write_batch(recommend_batch(wanted, k=k, new_only=new_only, settings=settings, champion=champion(settings)), out)
-    _say(str(out))
+    say(str(out))
 
 
 @app.command()
@@ -186,7 +173,7 @@ def serve(
     """Serve the champion over HTTP until Ctrl-C."""
     from recflow.serving.server import serve
 
-    serve(_settings(), port=port)
+    serve(load_settings(), port=port)
 
 
 # -- data
@@ -202,11 +189,11 @@ def fetch(
     Order: --from or RECFLOW_ONLINE_RETAIL_DIR; ../shared/data/online_retail beside the checkout; the UCI download.
     """
     if name != "online-retail":
-        _usage(f"No data set '{name}'; there is: online-retail.")
+        usage(f"No data set '{name}'; there is: online-retail.")
     from recflow.events.fetch import fetch_online_retail
 
-    found = fetch_online_retail(_settings(), source_dir)
-    _say(f"{found.which}: {found.path} ({found.days} days, {found.lines} lines)")
+    found = fetch_online_retail(load_settings(), source_dir)
+    say(f"{found.which}: {found.path} ({found.days} days, {found.lines} lines)")
 
 
 @app.command()
@@ -221,7 +208,7 @@ def simulate(
     from recflow.events.simulator import simulate
 
     counts = simulate(out, days=days, users=users, items=items, seed=seed)
-    _say(", ".join(f"{value} {key}" for key, value in counts.items()))
+    say(", ".join(f"{value} {key}" for key, value in counts.items()))
 
 
 # -- quarantine
@@ -232,12 +219,12 @@ def quarantine_list(json: JsonOption = False) -> None:
     """Count the rows in quarantine by day and rule."""
     from recflow.validation.quarantine import list_quarantine
 
-    _table(list_quarantine(_settings()), as_json=json)
+    print_table(list_quarantine(load_settings()), as_json=json)
 
 
 @quarantine_app.command("show")
 def quarantine_show(
-    day: Annotated[date, typer.Option("--date", parser=_day, metavar="YYYY-MM-DD", help="The day of the rows.")],
+    day: Annotated[date, typer.Option("--date", parser=parse_day, metavar="YYYY-MM-DD", help="The day of the rows.")],
     rule: Annotated[str | None, typer.Option(help="Only this rule's rows.")] = None,
     out: Annotated[Path | None, typer.Option(help="Write the rows to mend and replay as JSON Lines.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="Rows printed.")] = 20,
@@ -245,9 +232,9 @@ def quarantine_show(
     """Show a day's rows as they came, with the rule that each broke."""
     from recflow.validation.quarantine import show_quarantine
 
-    rows = show_quarantine(day, _settings(), rule=rule, out=out)
-    _table(rows[:limit])
-    _say(f"{len(rows)} rows" + (f", written to {out}" if out else ""))
+    rows = show_quarantine(day, load_settings(), rule=rule, out=out)
+    print_table(rows[:limit])
+    say(f"{len(rows)} rows" + (f", written to {out}" if out else ""))
 
 
 @quarantine_app.command("replay")
@@ -255,8 +242,8 @@ def quarantine_replay(file: Annotated[Path, typer.Argument(help="Mended rows, as
     """Put mended rows back and run their days through to the online store again."""
     from recflow import pipeline
 
-    fixed = pipeline.replay(file, _settings()).manifest
-    _say(f"{fixed['replayed']} rows put back, {fixed['unchanged']} left as they were; see `recflow quarantine list`.")
+    fixed = pipeline.replay(file, load_settings()).manifest
+    say(f"{fixed['replayed']} rows put back, {fixed['unchanged']} left as they were; see `recflow quarantine list`.")
 
 
 # -- versions
@@ -267,7 +254,7 @@ def models_list(json: JsonOption = False) -> None:
     """List all versions, the newest first, and which one is served."""
     from recflow.registry.versions import list_versions
 
-    _table([version.row() for version in list_versions(_settings())], as_json=json)
+    print_table([version.row() for version in list_versions(load_settings())], as_json=json)
 
 
 @models_app.command("show")
@@ -275,7 +262,7 @@ def models_show(version: Annotated[str, typer.Argument(help="A version's number,
     """Show a version's data, figures and verdict."""
     from recflow.registry.versions import show
 
-    _print_json(dataclasses.asdict(show(version, _settings())))
+    print_json(dataclasses.asdict(show(version, load_settings())))
 
 
 @models_app.command("promote")
@@ -284,8 +271,8 @@ def models_promote(version: Annotated[str, typer.Argument(help="A version's numb
     from recflow.registry import versions
     from recflow.serving.bundle import load_bundle
 
-    promoted = versions.promote(version, _settings(), check=load_bundle)
-    _say(f"Version {promoted.version} is the champion; endpoints follow within seconds.")
+    promoted = versions.promote(version, load_settings(), check=load_bundle)
+    say(f"Version {promoted.version} is the champion; endpoints follow within seconds.")
 
 
 @models_app.command("rollback")
@@ -293,7 +280,7 @@ def models_rollback(version: Annotated[str | None, typer.Argument(help="Default:
     """Serve the version before, or a named one, again."""
     from recflow import pipeline
 
-    _say(f"Version {pipeline.rollback(version, _settings()).manifest['version']} is the champion again.")
+    say(f"Version {pipeline.rollback(version, load_settings()).manifest['version']} is the champion again.")
 
 
 # -- privacy
@@ -307,13 +294,13 @@ def privacy_request(
     from recflow.privacy import check_home, pseudonym
     from recflow.serving.feedback import EventLog
 
-    settings, wanted = _settings(), _lines(users)
+    settings, wanted = load_settings(), _lines(users)
     check_home(settings)
     log = EventLog(settings)
     for user_id in wanted:
         log.forget(pseudonym(user_id.strip(), settings))
     log.close()
-    _say(f"{len(wanted)} requests were noted; `recflow run erase` honours them, or the next day's run.")
+    say(f"{len(wanted)} requests were noted; `recflow run erase` honours them, or the next day's run.")
 
 
 @privacy_app.command("list")
@@ -321,7 +308,7 @@ def privacy_list(json: JsonOption = False) -> None:
     """List the requests, and what was taken out for those that are done; whose they were isn't kept."""
     from recflow.serving.feedback.erasures import list_requests
 
-    _table(list_requests(_settings()), as_json=json)
+    print_table(list_requests(load_settings()), as_json=json)
 
 
 # -- keys
@@ -335,7 +322,7 @@ def keys_create(
     """Make an API key and print it, the only time that it is seen whole. Running endpoints take it at once."""
     from recflow.serving.http.keys import create_key
 
-    _say(create_key(_settings(), name=name, scopes=scope))
+    say(create_key(load_settings(), name=name, scopes=scope))
 
 
 @keys_app.command("list")
@@ -343,7 +330,7 @@ def keys_list(json: JsonOption = False) -> None:
     """List the keys in force: ids, names and scopes, never the secrets."""
     from recflow.serving.http.keys import list_keys
 
-    _table([key.row() for key in list_keys(_settings()) or ()], as_json=json)
+    print_table([key.row() for key in list_keys(load_settings()) or ()], as_json=json)
 
 
 @keys_app.command("revoke")
@@ -351,8 +338,8 @@ def keys_revoke(key_id: Annotated[str, typer.Argument(metavar="ID", help="As `re
     """Take a key out of force; running endpoints follow within a second."""
     from recflow.serving.http.keys import revoke_key
 
-    key = revoke_key(_settings(), key_id)
-    _say(f"Key {key.id} ({key.name}) is revoked.")
+    key = revoke_key(load_settings(), key_id)
+    say(f"Key {key.id} ({key.name}) is revoked.")
 
 
 # -- features and speed
@@ -363,85 +350,13 @@ def features_list(json: JsonOption = False) -> None:
     """List the features of the model's feature service by entity."""
     from recflow.featurestore import feature_names
 
-    settings = _settings()
+    settings = load_settings()
     rows = [
         {"entity": entity, "feature": feature}
         for entity in ("user", "item")
         for feature in feature_names(settings, entity)
     ]
-    _table(rows, as_json=json)
-
-
-@bench_app.command("daily")
-def bench_daily(json: Annotated[Path | None, typer.Option(help="Also write the figures to this file.")] = None) -> None:
-    """Time one more day's ingest to materialize with 30 and with 300 days of history, in turn, and print the ratio."""
-    from recflow.bench.daily import bench_daily
-
-    _table(bench_daily(_settings(), json_path=json))
-
-
-@bench_app.command("serve")
-def bench_serve(
-    seconds: Annotated[float, typer.Option(min=0.1, help="For each target and number of connections.")] = 8.0,
-    connections: Annotated[str, typer.Option(help="Numbers of connections.")] = "1,16,64",
-    events: Annotated[bool, typer.Option(help="Also with an event before each call; they stay as feedback.")] = False,
-    json: Annotated[Path | None, typer.Option(help="Also write the figures to this file.")] = None,
-) -> None:
-    """Hold the champion's endpoint against three echoes: BentoML as it comes, at its fastest, and bare uvicorn."""
-    from recflow.bench.serve import bench_serve
-
-    counts = _counts(connections)
-    figures = bench_serve(_settings(), seconds=seconds, connections=counts, with_events=events, json_path=json)
-    for name in ("servers", "calls", "ratios", "batch", "aims"):
-        _table(figures[name])
-
-
-@bench_app.command("retrieval")
-def bench_retrieval(
-    items: Annotated[str, typer.Option(help="Sizes of the catalogues.")] = "4000,100000,1000000",
-    dim: Annotated[int, typer.Option(min=2, help="Numbers of a vector.")] = 64,
-    json: Annotated[Path | None, typer.Option(help="Also write the figures to this file.")] = None,
-) -> None:
-    """Time search and the endpoint's engine on one core over made-up catalogues, with what the index misses."""
-    from recflow.bench.retrieval import bench_retrieval
-
-    figures = bench_retrieval(_settings(), items=_counts(items), dim=dim, json_path=json)
-    for name in ("search", "engine"):
-        _table(figures[name])
-
-
-@bench_app.command("sequences")
-def bench_sequences(
-    data: Annotated[Path, typer.Option(help="A line a user: its id, then its items, oldest first.")],
-    out: Annotated[Path, typer.Option(help="Parquet: the 50 best items of each user for the test position.")],
-    report: Annotated[Path, typer.Option(help="JSON: figures of validation and test, seconds, epochs, memory.")],
-    attributes: Annotated[Path | None, typer.Option(help="JSON: item id to a list of attribute ids.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of all that is drawn.")] = 0,
-    max_minutes: Annotated[float | None, typer.Option(min=0.01, help="Of training, by the clock.")] = None,
-) -> None:
-    """Train on a file of item sequences and measure what is recommended next, leaving out each user's last item."""
-    from recflow.bench.sequences import bench_sequences
-
-    found = bench_sequences(data, out=out, report=report, attributes=attributes, seed=seed, max_minutes=max_minutes)
-    parts = ("validation", "test")
-    _table([{"part": part, **{name: round(found[part][name], 4) for name in found[part]}} for part in parts])
-
-
-@bench_app.command("retail")
-def bench_retail(
-    data: Annotated[Path, typer.Option(help="Folder of Online Retail's daily CSVs.")],
-    cutoffs: Annotated[str, typer.Option(help="First held-out days.", metavar="D1,D2,...")],
-    json: Annotated[Path | None, typer.Option(help="Also write the figures to this file.")] = None,
-) -> None:
-    """Fit every candidate before each cut-off and print NDCG@10 after it, the best one's lead, CPU seconds.
-
-    The days are taken in once and kept in bench/retail below the home; remove that folder to take them in anew.
-    """
-    from recflow.bench.retail import bench_retail
-
-    figures = bench_retail(data, [_day(part.strip()) for part in cutoffs.split(",")], _settings(), json_path=json)
-    for name in ("figures", "differences", "slices", "costs"):
-        _table(figures[name])
+    print_table(rows, as_json=json)
 
 
 # -- how it speaks
@@ -487,12 +402,6 @@ def _fail(error: BaseException, paragraph: str, code: int) -> Never:
     sys.exit(code)
 
 
-def _settings(**overrides: Any) -> "Settings":
-    from recflow.settings import load_settings
-
-    return load_settings(**overrides)
-
-
 def _days(day: date | None, start: date | None, end: date | None) -> "Days":
     from recflow.schema import Days
 
@@ -500,20 +409,9 @@ def _days(day: date | None, start: date | None, end: date | None) -> "Days":
         return Days.one(day)
     if day is None and start is not None and end is not None:
         if start > end:
-            _usage(f"--start {start} lies after --end {end}.")
+            usage(f"--start {start} lies after --end {end}.")
         return Days(start, end)
-    return _usage("Give --date D, or --start D and --end D.")
-
-
-def _counts(text: str) -> list[int]:
-    parts = text.split(",")
-    if not all(part.strip().isdigit() and int(part) > 0 for part in parts):
-        _usage(f"'{text}' is no list of numbers above 0; write it as 1,16,64.")
-    return [int(part) for part in parts]
-
-
-def _usage(sentence: str) -> Never:
-    raise typer.BadParameter(sentence)
+    return usage("Give --date D, or --start D and --end D.")
 
 
 def _lines(file: Path) -> list[str]:
@@ -524,30 +422,4 @@ def _lines(file: Path) -> list[str]:
 
 
 def _done(artifact: Any) -> None:
-    _say(artifact.uri)
-
-
-def _say(text: str) -> None:
-    typer.echo(text)
-
-
-def _print_json(content: Any) -> None:
-    import json
-
-    typer.echo(json.dumps(content, indent=2, default=str))
-
-
-def _table(rows: list[dict[str, Any]], *, as_json: bool = False) -> None:
-    if as_json:
-        _print_json(rows)
-    elif not rows:
-        typer.echo("None.")
-    else:
-        from rich.table import Table
-
-        from recflow.console import table_console
-
-        table = Table(*rows[0])
-        for row in rows:
-            table.add_row(*(str(value) for value in row.values()))
-        table_console().print(table)
+    say(artifact.uri)
