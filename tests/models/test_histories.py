@@ -86,3 +86,5 @@ def test_cuts_are_those_of_python_lists(lists: list[list[int]], n: int) -> None:
     order = np.arange(len(lists))[::-1]
     assert _lists(histories.take(order)) == lists[::-1]
     assert [set(np.flatnonzero(row)) for row in histories.seen()] == [set(one) for one in lists]
+    assert histories.taken().toarray().tolist() == [[one.count(item) for item in range(10)] for one in lists]
+    assert _lists(histories) == lists

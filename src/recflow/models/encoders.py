@@ -1,4 +1,4 @@
-"""Tokens of a sequence -> states that know what came before: a transformer, or a recurrent network.
+"""Tokens of a sequence -> states that know what came before: a transformer, a recurrent network, or a sum.
 
 Sequences start in the first column and padding stands behind them, so that an encoder that never looks ahead never sees
 padding. Letters: B sequences, L places, D numbers of a token, H heads.
@@ -10,16 +10,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-EncoderName = Literal["transformer", "gru", "lstm"]
+from recflow.settings import NetworkName
 
 
 def make_encoder(
-    name: EncoderName, *, size: int, layers: int, heads: int, dropout: float, attention_dropout: float, length: int
+    name: NetworkName, *, size: int, layers: int, heads: int, dropout: float, attention_dropout: float, length: int
 ) -> nn.Module:
     """Return what maps tokens (B, L, D) to states (B, L, D); a state knows its own token and those before it.
 
     Args:
-        name: of the encoder.
+        name: of the encoder; `graph` reads tokens that `propagation` smoothed.
         size: D.
         layers: of it.
         heads: of a transformer; they divide D.
@@ -31,6 +31,10 @@ def make_encoder(
         return TransformerEncoder(
             size, layers=layers, heads=heads, dropout=dropout, attention_dropout=attention_dropout, length=length
         )
+    if name == "factors":
+        return FactorEncoder(size)
+    if name == "graph":
+        return MeanEncoder()
     return RecurrentEncoder(name, size, layers=layers, dropout=dropout)
 
 
@@ -97,3 +101,33 @@ class RecurrentEncoder(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:  # (B, L, D) -> (B, L, D)
         """Read the sequences."""
         return cast(Tensor, tokens + self.dropout(self.cells(tokens)[0]))
+
+
+class FactorEncoder(nn.Module):
+    """Matrix factorization whose shopper is made of items: sum of p_i over the items so far / sqrt(their number).
+
+    p_i = W q_i with q_i the token, for who is an item's reason needn't be alike to it. (Asymmetric SVD: Paterek, KDD
+    Cup 2007; Koren, KDD 2008; with a softmax instead of ratings: FISM, Kabbur et al., KDD 2013.) No user has weights
+    of its own, so that sessions and new users are read as all others are. The order doesn't matter.
+    """
+
+    def __init__(self, size: int) -> None:
+        """Make the weights, see `make_encoder`."""
+        super().__init__()
+        self.reason = nn.Linear(size, size, bias=False)
+
+    def forward(self, tokens: Tensor) -> Tensor:  # (B, L, D) -> (B, L, D)
+        """Read the sequences."""
+        return cast(Tensor, self.reason(tokens).cumsum(dim=1) / _counts(tokens).sqrt())
+
+
+class MeanEncoder(nn.Module):
+    """The mean of the tokens so far: what LightGCN makes of a user, given its items' propagated embeddings."""
+
+    def forward(self, tokens: Tensor) -> Tensor:  # (B, L, D) -> (B, L, D)
+        """Read the sequences."""
+        return tokens.cumsum(dim=1) / _counts(tokens)
+
+
+def _counts(tokens: Tensor) -> Tensor:  # (L, 1) how many tokens stand up to each place
+    return torch.arange(1, tokens.shape[1] + 1, device=tokens.device, dtype=tokens.dtype)[:, None]

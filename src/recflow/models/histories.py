@@ -66,9 +66,30 @@ class Histories:
         mask[self.rows(), self.items] = True
         return mask
 
+    def taken(self) -> sparse.csr_array:  # (U, V)
+        """Return how often each user took each item."""
+        counts = (np.ones(len(self.items), np.float32), self.items, self.offsets)
+        table = sparse.csr_array(counts, shape=(len(self), self.n_items), copy=True)  # what follows is done in place
+        table.sum_duplicates()
+        return table
+
     def rows(self) -> NDArray[np.int64]:  # (N,)
         """Return whose each interaction is."""
         return np.repeat(np.arange(len(self)), self.lengths)
+
+    def save(self, folder: Path) -> None:
+        """Write the histories into a folder, as `open` reads them."""
+        folder.mkdir(parents=True, exist_ok=True)
+        np.save(folder / "offsets.npy", self.offsets)
+        np.save(folder / "items.npy", self.items)
+        (folder / "histories.json").write_text(json.dumps({"n_items": self.n_items}), encoding="utf-8")
+
+    @classmethod
+    def open(cls, folder: Path) -> Self:
+        """Return the histories of a folder, left where they lie: the system reads the parts that are asked for."""
+        facts = json.loads((folder / "histories.json").read_text(encoding="utf-8"))
+        offsets, items = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("offsets", "items"))
+        return cls(offsets, items, facts["n_items"])
 
     @classmethod
     def of(cls, lengths: NDArray[np.int64], items: NDArray[np.int32], n_items: int) -> Self:

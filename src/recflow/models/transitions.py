@@ -17,6 +17,7 @@ from scipy import sparse
 from recflow.models.histories import Histories
 
 _LONGEST_GAP = 50  # places from which on an item says nothing of another
+_MOST_EDGES = 50_000_000  # before equal ones are joined, 400 MB: of more interactions than a million, the nearest alone
 _DAMPING = 0.5  # power of an item's edges' sum that they are divided by
 
 
@@ -34,7 +35,8 @@ class TransitionGraph:
         places = np.arange(len(histories.items))
         shape = (histories.n_items, histories.n_items)
         edges = sparse.csr_array(shape, dtype=np.float32)
-        for gap in range(1, min(_LONGEST_GAP, int(histories.lengths.max(initial=0)))):
+        longest = min(_LONGEST_GAP, max(2, 1 + _MOST_EDGES // max(len(places), 1)))
+        for gap in range(1, min(longest, int(histories.lengths.max(initial=0)))):
             first = places[places + gap < ends]
             weights = np.full(len(first), 1 / gap, np.float32)
             pairs = (histories.items[first], histories.items[first + gap])
@@ -44,9 +46,13 @@ class TransitionGraph:
 
     def score(self, histories: Histories) -> NDArray[np.float32]:  # (B, V)
         """Score every item for every history; 0 or more."""
+        scores: NDArray[np.float32] = self.near(histories).toarray()
+        return scores
+
+    def near(self, histories: Histories) -> sparse.csr_array:  # (B, V)
+        """Return the scores above 0."""
         recent = histories.last(_LONGEST_GAP)
         age = np.repeat(recent.offsets[1:], recent.lengths) - np.arange(len(recent.items))  # 1: the newest
         weights = (1 / age).astype(np.float32)
         seen = sparse.csr_array((weights, recent.items, recent.offsets), shape=(len(recent), recent.n_items))
-        scores: NDArray[np.float32] = (seen @ self.edges).toarray()
-        return scores
+        return (seen @ self.edges).tocsr()

@@ -1,11 +1,11 @@
-"""Item sequences -> a `NextItemModel`: Lightning, whole-catalogue softmax at every place, stopped by validation.
+"""Item sequences -> a `NextItemModel`: Lightning, a softmax at every place, stopped by validation.
 
-Batches hold windows of nearly one length, so that little is padding; a batch has so many places, not so many users.
-What the graph of transitions adds is chosen on the validation items as well.
+Over the whole catalogue where that is small enough, else over items drawn for each batch. What the graph of transitions
+adds is chosen on the validation items as well.
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,16 +16,31 @@ from numpy.typing import NDArray
 from scipy import sparse
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader
 
 from recflow.console import log
+from recflow.errors import TrainingError
+from recflow.models.content import Content
 from recflow.models.histories import Histories
 from recflow.models.losses import catalogue_cross_entropy, fast_dtype
-from recflow.models.next_item import NextItemConfig, NextItemModel, NextItemNetwork, graph_logits, logits
+from recflow.models.next_item import (
+    NextItemConfig,
+    NextItemModel,
+    NextItemNetwork,
+    graph_logits,
+    last_states,
+    make_network,
+)
 from recflow.models.transitions import TransitionGraph
+from recflow.training.item_windows import Batch, Windows
+from recflow.training.memory import give_back_freed
+from recflow.training.ranks import ranks_among_all
+from recflow.training.row_adagrad import RowAdagrad
 from recflow.training.trainer import run_epochs
 
-_SCORED_AT_ONCE = 128  # histories whose scores of all items are held: with 12,000 items 6 MB
+_SCORED_AT_ONCE = 128  # histories that are ranked together
+_VALIDATION_SCORES = 2 * 10**9  # at most: 2,000 users with a million items, a standard error of NDCG@10 of some 0.005
+_WARM_UP_STEPS = 200  # at most; an epoch, where that is shorter
 _GRAPH_WEIGHTS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0)
 
 
@@ -37,10 +52,14 @@ class Schedule:
     patience: int = 2  # validations without a better figure before it stops
     validate_every: int = 2  # epochs
     batch_places: int = 2048  # places of a batch, each with an item to predict
-    learning_rate: float = 2e-3  # peak of AdamW's, after an epoch of warm-up; a cosine to 0 at `max_epochs`
+    learning_rate: float = 2e-3  # peak of AdamW's, after a warm-up; a cosine to 0 at `max_epochs`
     weight_decay: float = 0.01
     threads: int = 1  # of the processor: layers this small gain little from a second one
+    fast_products: bool = True  # in bf16, on devices that have units for it
     max_seconds: float | None = None  # wall clock, for the epochs; the best weights until then are taken
+    all_items_up_to: int = 50_000  # of a catalogue that is the softmax's whole; a larger one's items are drawn
+    negatives: int = 2048  # drawn for each batch from such a catalogue, besides the batch's own items
+    row_learning_rate: float = 0.1  # peak of row-wise Adagrad's, for the items of such a catalogue
 
 
 @dataclass(frozen=True)
@@ -58,9 +77,11 @@ def fit_next_item(
     wanted: NDArray[np.int32],  # (U,) item_idx: the validation item of each user
     *,
     attributes: sparse.csr_array | None = None,
+    content: Content | None = None,
     config: NextItemConfig,
     schedule: Schedule,
     seed: int,
+    devices: int = 1,
 ) -> Fitted:
     """Learn from the histories alone; when to stop, and the graph's weight, are chosen on `wanted`.
 
@@ -68,66 +89,59 @@ def fit_next_item(
         train: what each of U users took.
         wanted: what each took next; never learned from.
         attributes: of the items (V, A), 1 where an item has one.
+        content: vectors of the items, by kind.
         config: sizes of the network.
         schedule: how it learns.
         seed: of the weights, the order of the batches and dropout.
+        devices: processes that share each batch, each with a device of its own.
     """
-    torch.set_num_threads(schedule.threads)
-    torch.manual_seed(seed)
-    graph = TransitionGraph.fit(train)
-    validation = Validation(train, wanted, graph)
-    training = NextItemTraining(
-        NextItemNetwork(config, attributes),
-        Windows(train, schedule, length=config.sequence_length, seed=seed),
-        schedule,
-        validation,
+    training = train_next_item(
+        train,
+        wanted,
+        attributes=attributes,
+        content=content,
+        config=config,
+        schedule=schedule,
+        seed=seed,
+        devices=devices,
     )
-    run_epochs(training, epochs=schedule.max_epochs, accelerator="auto", devices=1, enable_checkpointing=False)
-    training.network.load_state_dict(training.best)
-    figures = validation.by_graph_weight(training.network)
+    graph, asked = TransitionGraph.fit(train), training.validation
+    figures = Validation(asked.train, asked.wanted, graph).by_graph_weight(training.network)
     model = NextItemModel(training.network, graph, graph_weight=max(figures, key=lambda weight: figures[weight]))
     return Fitted(model, training.best_epoch, training.history, figures)
 
 
-class Windows(IterableDataset[tuple[Tensor, Tensor]]):
-    """Batches (items, what came next), (B, L) each, -1 where nothing did; their order is told by (seed, epoch)."""
+def train_next_item(
+    train: Histories,
+    wanted: NDArray[np.int32],  # (U,)
+    *,
+    attributes: sparse.csr_array | None = None,
+    content: Content | None = None,
+    config: NextItemConfig,
+    schedule: Schedule,
+    seed: int,
+    devices: int = 1,
+) -> "NextItemTraining":
+    """Return the training after its end, the network with its best weights; see `fit_next_item`."""
+    torch.set_num_threads(schedule.threads)
+    torch.manual_seed(seed)
+    users = np.random.default_rng(seed).permutation(len(train))[: _VALIDATION_SCORES // train.n_items]
+    asked, wanted = train.take(np.sort(users)), wanted[np.sort(users)]
+    training = NextItemTraining(
+        make_network(config, train, attributes=attributes, content=content),
+        make_windows(train, schedule, length=config.sequence_length, seed=seed),
+        schedule,
+        Validation(asked, wanted),
+    )
+    run_epochs(training, epochs=schedule.max_epochs, accelerator="auto", devices=devices, enable_checkpointing=False)
+    training.network.load_state_dict(training.best)
+    return training
 
-    def __init__(self, train: Histories, schedule: Schedule, *, length: int, seed: int) -> None:
-        """Cut the histories into windows of at most `length` places, the newest window full."""
-        places = train.lengths - 1  # with an item behind them
-        counts = -(-places // length)
-        user = np.repeat(np.arange(len(train)), counts)
-        later = np.arange(len(user)) - np.repeat(np.cumsum(counts) - counts, counts)  # 0: the newest of the user
-        end = train.offsets[user] + places[user] - later * length
-        start = np.maximum(end - length, train.offsets[user])
-        self.items, self.start, self.lengths = train.items, start, end - start
-        self.epoch, self._seed, self._places = 0, seed, schedule.batch_places
 
-    def __len__(self) -> int:
-        """Return the batches of an epoch."""
-        return len(self._cuts(np.sort(self.lengths))) + 1
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the batches of the epoch."""
-        rng = np.random.default_rng([self._seed, self.epoch])
-        order = rng.permutation(len(self.lengths))
-        order = order[np.argsort(self.lengths[order], kind="stable")]
-        batches = np.split(order, self._cuts(self.lengths[order]))
-        for number in rng.permutation(len(batches)):
-            yield self._batch(batches[number])
-
-    def _cuts(self, lengths: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return where the windows are cut into batches, given their lengths in order."""
-        number = (np.cumsum(lengths) - 1) // self._places
-        return np.flatnonzero(np.diff(number)) + 1
-
-    def _batch(self, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        column = np.arange(self.lengths[rows].max())
-        at = self.start[rows][:, None] + column  # (B, L)
-        is_there = column < self.lengths[rows][:, None]
-        items = np.where(is_there, self.items[np.where(is_there, at, 0)], 0)
-        nexts = np.where(is_there, self.items[np.where(is_there, at + 1, 0)], -1)
-        return torch.from_numpy(items.astype(np.int64)), torch.from_numpy(nexts.astype(np.int64))
+def make_windows(train: Histories, schedule: Schedule, *, length: int, seed: int) -> Windows:
+    """Return the batches of windows of at most `length` places."""
+    negatives = schedule.negatives if train.n_items > schedule.all_items_up_to else None
+    return Windows(train, length=length, places=schedule.batch_places, negatives=negatives, seed=seed)
 
 
 class NextItemTraining(pl.LightningModule):
@@ -139,44 +153,68 @@ class NextItemTraining(pl.LightningModule):
         """Hold the network and what it learns from."""
         super().__init__()
         self.network, self.windows, self.schedule, self.validation = network, windows, schedule, validation
+        # A step then reads and writes the rows of the batch's items alone; propagated ones depend on all others.
+        network.item.sparse = windows.negatives is not None and network.propagation is None
+        network.attribute.weight.requires_grad_(network.shares is not None)
         self.history: list[dict[str, float]] = []
         self.best: dict[str, Tensor] = {}
         self.best_epoch = 0
         self._losses: list[Tensor] = []
-        self._began = time.monotonic()
+        self._began, self._share_of_time, self._cpu_began = time.monotonic(), 0.0, 0.0
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Return the batches of the current epoch; Lightning asks again for every epoch."""
         self.windows.epoch = self.current_epoch
+        self.windows.part, self.windows.parts = self.trainer.global_rank, self.trainer.world_size
+        if len(self.windows.lengths) < self.windows.parts:
+            raise TrainingError(
+                f"{len(self.windows.lengths)} sequences are too few for {self.windows.parts} processes. "
+                "Set training.devices = 1, or prepare more days."
+            )
         return DataLoader(self.windows, batch_size=None)
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+    def on_train_epoch_start(self) -> None:
+        """Take the time."""
+        self._cpu_began = time.process_time()
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the mean cross-entropy of what came next at each place."""
-        items, nexts = batch
-        table = self.network.items()
-        states, is_there = self.network(items, table), nexts >= 0
-        loss = catalogue_cross_entropy(
+        table = self.network.items(batch.rows)
+        states, is_there = self.network(batch.items, table), batch.nexts >= 0
+        corrections = batch.corrections
+        loss = batch.share * catalogue_cross_entropy(
             states[is_there],
-            F.normalize(table, dim=-1),
-            nexts[is_there],
+            F.normalize(table if corrections is None else table[: len(corrections)], dim=-1),
+            batch.nexts[is_there],
             scale=1 / self.network.config.temperature,
-            dtype=fast_dtype(states.device),
+            corrections=corrections,
+            dtype=fast_dtype(states.device) if self.schedule.fast_products else torch.float32,
         )
         self._losses.append(loss.detach())
         return loss
 
+    def configure_gradient_clipping(self, optimizer: Any, gradient_clip_val: Any = None, *_: Any, **__: Any) -> None:
+        """Clip all gradients but those of rows: row-wise Adagrad divides by their size anyway."""
+        weights = [each for each in self.network.parameters() if each.grad is not None and not each.grad.is_sparse]
+        torch.nn.utils.clip_grad_norm_(weights, gradient_clip_val)
+
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """End the epoch where time is up: one of a large file would go far beyond it."""
-        self.trainer.should_stop = self._share_of_time() >= 1
+        if self.schedule.max_seconds is not None:
+            share = (time.monotonic() - self._began) / self.schedule.max_seconds
+            self._share_of_time = self._agreed(share, "max")
+            self.trainer.should_stop = self._share_of_time >= 1
 
     def on_train_epoch_end(self) -> None:
         """Validate, keep the best weights, and say when it is enough."""
-        epoch, out_of_time = self.current_epoch + 1, self._share_of_time() >= 1
-        loss = float(torch.stack(self._losses).mean())
+        give_back_freed()
+        epoch, out_of_time = self.current_epoch + 1, self._share_of_time >= 1
+        loss = self._agreed(float(torch.stack(self._losses).mean()), "mean")
         self._losses.clear()
+        seconds = self.trainer.world_size * self._agreed(time.process_time() - self._cpu_began, "mean")
         if epoch % self.schedule.validate_every and epoch < self.schedule.max_epochs and not out_of_time:
             return
-        figures = {"epoch": epoch, "loss": loss, "ndcg_at_10": self.validation.ndcg(self.network)}
+        figures = {"epoch": epoch, "loss": loss, "epoch_cpu_seconds": seconds, "ndcg_at_10": self._ndcg()}
         log.info("  epoch %d: loss %.4f, ndcg_at_10 %.4f", epoch, loss, figures["ndcg_at_10"])
         if figures["ndcg_at_10"] > max((entry["ndcg_at_10"] for entry in self.history), default=-1.0):
             self.best = {name: tensor.clone() for name, tensor in self.network.state_dict().items()}
@@ -187,56 +225,81 @@ class NextItemTraining(pl.LightningModule):
         self.trainer.should_stop = late or out_of_time
 
     def configure_optimizers(self) -> Any:
-        """AdamW without decay of biases and scales; an epoch of warm-up, then a cosine down to 0."""
-        decayed = [weight for weight in self.network.parameters() if weight.dim() == 2]
-        others = [weight for weight in self.network.parameters() if weight.dim() != 2]
-        decay = self.schedule.weight_decay
-        groups = [{"params": decayed, "weight_decay": decay}, {"params": others, "weight_decay": 0}]
-        optimizer = torch.optim.AdamW(groups, lr=self.schedule.learning_rate, betas=(0.9, 0.98), fused=True)
+        """AdamW without decay of biases and scales, row-wise Adagrad of sparse rows; a warm-up, a cosine down to 0."""
+        rows = [self.network.item.weight] if self.network.item.sparse else []
+        weights = [
+            each for each in self.network.parameters() if each.requires_grad and (not rows or each is not rows[0])
+        ]
+        groups = [
+            {"params": [each for each in weights if each.dim() == 2], "weight_decay": self.schedule.weight_decay},
+            {"params": [each for each in weights if each.dim() != 2], "weight_decay": 0},
+            {"params": rows, "weight_decay": 0, "lr": self.schedule.row_learning_rate},
+        ]
+        optimizer = RowAdagrad(groups, lr=self.schedule.learning_rate, betas=(0.9, 0.98), fused=True)
         steps = len(self.windows)
 
         def rate(step: int) -> float:
-            done = max(step / (self.schedule.max_epochs * steps), self._share_of_time())
-            return min(1.0, (step + 1) / steps) * 0.5 * (1 + float(np.cos(np.pi * min(done, 1.0))))
+            done = max(step / (self.schedule.max_epochs * steps), self._share_of_time)
+            return min(1.0, (step + 1) / min(steps, _WARM_UP_STEPS)) * 0.5 * (1 + float(np.cos(np.pi * min(done, 1.0))))
 
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    def _share_of_time(self) -> float:
-        limit = self.schedule.max_seconds
-        return 0.0 if limit is None else (time.monotonic() - self._began) / limit
+    def _ndcg(self) -> float:
+        """Return the validation's figure; each process ranks its own part of the users."""
+        part = self.validation.part(self.trainer.global_rank, self.trainer.world_size)
+        share = self.trainer.world_size * len(part.wanted) / len(self.validation.wanted)
+        return self._agreed(share * part.ndcg(self.network), "mean")
+
+    def _agreed(self, figure: float, how: str) -> float:
+        """Return the same figure in all processes; its maximum, or its mean."""
+        return float(self.trainer.strategy.reduce(torch.tensor(figure, device=self.device), reduce_op=how))
 
 
 class Validation:
     """The items that say when to stop, and how much the graph is to add."""
 
-    def __init__(self, train: Histories, wanted: NDArray[np.int32], graph: TransitionGraph) -> None:
+    def __init__(self, train: Histories, wanted: NDArray[np.int32], graph: TransitionGraph | None = None) -> None:
         """Hold the histories and what came next."""
         self.train, self.wanted, self.graph = train, wanted, graph
 
+    def part(self, number: int, parts: int) -> "Validation":
+        """Return every so-many-th of the users."""
+        users = np.arange(number, len(self.train), parts)
+        return Validation(self.train.take(users), self.wanted[users], self.graph)
+
     def ndcg(self, network: NextItemNetwork) -> float:
         """Return NDCG@10 of the network alone."""
-        return self._mean(network, (0.0,))[0.0]
+        return float(gains(self.ranks(network)).mean())
 
     def by_graph_weight(self, network: NextItemNetwork) -> dict[float, float]:
         """Return NDCG@10 with the graph at each of the weights that are tried."""
-        return self._mean(network, _GRAPH_WEIGHTS)
+        figures = gains(self.ranks(network, self.graph, _GRAPH_WEIGHTS)).mean(axis=1)
+        return dict(zip(_GRAPH_WEIGHTS, figures.tolist(), strict=True))
 
-    def _mean(self, network: NextItemNetwork, weights: Sequence[float]) -> dict[float, float]:
-        sums = dict.fromkeys(weights, 0.0)
-        for first in range(0, len(self.train), _SCORED_AT_ONCE):
-            rows = np.arange(first, min(first + _SCORED_AT_ONCE, len(self.train)))
-            part = self.train.take(rows)
-            scores = logits(network, part)
-            scores[part.rows(), part.items] = -np.inf
-            graph = graph_logits(self.graph, part) if any(weights) else np.zeros((), np.float32)
-            for weight in weights:
-                sums[weight] += float(_gains(scores + np.float32(weight) * graph, self.wanted[rows]).sum())
-        return {weight: total / len(self.train) for weight, total in sums.items()}
+    def ranks(
+        self, network: NextItemNetwork, graph: TransitionGraph | None = None, weights: Sequence[float] = (0.0,)
+    ) -> NDArray[np.int64]:  # (W, U)
+        """Return where each user's wanted item stands among those not taken yet, by weight of the graph."""
+        found = []
+        with torch.inference_mode():
+            table = network.items()
+            vectors = F.normalize(table, dim=-1) / network.config.temperature  # (V, D)
+            for first in range(0, len(self.train), _SCORED_AT_ONCE):
+                users = np.arange(first, min(first + _SCORED_AT_ONCE, len(self.train)))
+                part = self.train.take(users)
+                ranks = ranks_among_all(
+                    last_states(network, part, table),
+                    vectors,
+                    self.wanted[users].astype(np.int64),
+                    seen=part.taken(),
+                    added=None if graph is None else graph_logits(graph, part),
+                    weights=weights,
+                )
+                found.append(ranks)
+        return np.concatenate(found, axis=1)
 
 
-def _gains(scores: NDArray[np.float32], wanted: NDArray[np.int32]) -> NDArray[np.float64]:  # (B, V), (B,) -> (B,)
-    """Return NDCG@10 of one wanted item each; what scores the same as it stands before it."""
-    own = np.take_along_axis(scores, wanted[:, None].astype(np.int64), axis=1)
-    rank = (scores >= own).sum(axis=1)
-    return np.where((rank <= 10) & np.isfinite(own[:, 0]), 1 / np.log2(rank + 1), 0.0)
+def gains(ranks: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return NDCG@10 of one wanted item each."""
+    return np.where(ranks <= 10, 1 / np.log2(ranks + 1), 0.0)
