@@ -72,6 +72,12 @@ def test_a_limit_of_time_ends_training_with_the_weights_so_far(tmp_path: Path) -
     assert report["history"]
 
 
+def test_the_encoder_is_an_option(tmp_path: Path) -> None:
+    report, rows = _run(tmp_path, _chain_file(tmp_path), "--encoder", "graph", "--max-minutes", "0.01")
+    assert report["config"]["encoder"] == "graph"
+    assert len(rows) == _N_USERS
+
+
 def test_a_file_that_is_none_ends_with_a_sentence(tmp_path: Path) -> None:
     result = CliRunner().invoke(
         app, ["bench", "sequences", "--data", "nothing.txt", "--out", "o.parquet", "--report", "r.json"]

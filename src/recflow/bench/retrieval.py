@@ -1,18 +1,15 @@
 """Dense retrieval on one core by size of the catalogue: exact search against the index, then the whole engine."""
 
 import gc
-import multiprocessing
-import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
 
+from recflow.bench.alone import alone
 from recflow.bench.engine import build, measure
 from recflow.bench.vectors import Kind, make_vectors
 from recflow.console import track
@@ -23,7 +20,6 @@ from recflow.storage import write_json
 BATCH = 16  # queries that come together
 _TIMED = 1000  # single queries whose times are taken
 _TUNED_ON = 200  # queries that the index is tuned on: others than those it is measured with
-_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 def bench_retrieval(
@@ -53,7 +49,7 @@ def bench_retrieval(
         if kind is None:
             rows["engine"].append(_through_the_engine(settings, count, dim))
         else:
-            rows["search"] += _alone(_measure, kind, count, dim, settings.serving.index_recall)
+            rows["search"] += alone(_measure, kind, count, dim, settings.serving.index_recall)
     if json_path:
         write_json(json_path, rows)
     return rows
@@ -63,30 +59,10 @@ def _through_the_engine(settings: Settings, n_items: int, dim: int) -> dict[str,
     scratch = settings.home / "bench" / "retrieval"
     shutil.rmtree(scratch, ignore_errors=True)
     try:
-        built: float = _alone(build, scratch, settings, n_items, dim)
-        return {**_alone(measure, scratch), "build_cpu_s": round(built, 1)}
+        built: float = alone(build, scratch, settings, n_items, dim)
+        return {**alone(measure, scratch), "build_cpu_s": round(built, 1)}
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _alone(work: Callable[..., Any], *arguments: Any) -> Any:
-    """Return what a function returns in a process of its own that computes with one thread."""
-    with _one_thread(), ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
-        return process.submit(work, *arguments).result()
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Let processes that start meanwhile compute with one thread; libraries read this when they are loaded."""
-    before = {name: os.environ.get(name) for name in _THREADS}
-    os.environ.update(dict.fromkeys(_THREADS, "1"))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name)
-            if value is not None:
-                os.environ[name] = value
 
 
 def _measure(kind: Kind, n_items: int, dim: int, recall: float) -> list[dict[str, Any]]:

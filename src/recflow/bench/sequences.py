@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +24,9 @@ from recflow.metrics import Relevant, ndcg_at_k, recall_at_k
 from recflow.models.histories import Histories, SequenceFile
 from recflow.models.interactions import top_k
 from recflow.storage import write_json
+
+if TYPE_CHECKING:
+    from recflow.settings import NetworkName
 
 LIST_LENGTH = 50
 
@@ -39,6 +42,7 @@ def bench_sequences(
     out: Path,
     report: Path,
     attributes: Path | None = None,
+    encoder: "NetworkName" = "gru",
     seed: int = 0,
     max_minutes: float | None = None,
 ) -> dict[str, Any]:
@@ -50,6 +54,7 @@ def bench_sequences(
             first, without the user's earlier items; ids as in the file, numbers where all of them are.
         report: JSON with the figures of validation and test, seconds, epochs and peak memory.
         attributes: JSON object of item ids and lists of attribute ids.
+        encoder: what reads a sequence, see `recflow.models.encoders`.
         seed: of all that is drawn.
         max_minutes: of wall clock for training; the best weights until then are taken.
 
@@ -64,7 +69,9 @@ def bench_sequences(
     histories = file.histories
     log.info("%s: %d users, %d items, %d interactions", data, len(histories), histories.n_items, len(histories.items))
     config = NextItemConfig(
-        n_items=histories.n_items, n_attributes=0 if file.attributes is None else file.attributes.shape[1]
+        n_items=histories.n_items,
+        n_attributes=0 if file.attributes is None else file.attributes.shape[1],
+        encoder=encoder,
     )
     schedule = Schedule(max_seconds=None if max_minutes is None else 60 * max_minutes)
     fitted = fit_next_item(

@@ -1,0 +1,1 @@
+"""What is trained beside each other by `recflow bench train`, each in a process of its own."""
