@@ -20,6 +20,28 @@ def assortment_of(known: Interactions, *, prices: np.ndarray | None = None, **se
     return Assortment.of(known, prices=found, text=text, regularization=20, **settings)  # type: ignore[arg-type]
 
 
+def matrix_of(found: Assortment, name: str) -> np.ndarray:  # (V, V)
+    """Return what is kept of a matrix of items by items, 0 for the rest."""
+    matrix = np.zeros((len(found.facts), len(found.facts)), np.float32)
+    matrix[found.items[:, None], getattr(found, f"{name}_to")] = getattr(found, name)
+    return matrix
+
+
+def test_no_matrix_tells_of_pairs_of_too_few_shoppers() -> None:
+    known = random_interactions(n_users=40, n_items=12, n_events=260)
+    free, bound = (assortment_of(known, min_support=least) for least in (1, 3))
+    has = (preference_matrix(known).toarray() > 0).astype(int)
+    since = known.until - np.timedelta64(28, "D")
+    before, after = (
+        (preference_matrix(part).toarray() > 0).astype(int)
+        for part in (known.before(since), known.since(since).purchases())
+    )
+    both = {"ease": has.T @ has, "following": before.T @ after}
+    for name, shoppers in both.items():
+        np.testing.assert_array_equal(matrix_of(bound, name), np.where(shoppers >= 3, matrix_of(free, name), 0))
+        assert (matrix_of(free, name) != 0).sum() > (matrix_of(bound, name) != 0).sum() > 0
+
+
 def facts_of(known: Interactions, prices: np.ndarray, item: int) -> dict[str, float]:
     """Work the facts of one item out purchase by purchase."""
     everything = [
@@ -150,9 +172,35 @@ def test_items_beyond_the_most_wanted_take_no_part_in_the_matrices() -> None:
     assert set(found.items.tolist()) == set(np.argsort(-total, kind="stable")[:6].tolist())
     assert found.ease.shape == found.following.shape == (6, 6)
     assert (found.place >= 0).sum() == 6
-    plane = found.plane(preference_matrix(known), found.ease)
-    assert plane.shape == (known.n_users, known.n_items)
-    np.testing.assert_array_equal(plane[:, found.place < 0], 0)
+    assert set(found.ease_to.ravel().tolist()) <= set(found.items.tolist())
+
+
+def test_the_links_that_are_kept_are_the_strongest_of_each_item() -> None:
+    known = random_interactions()
+    everything, few = assortment_of(known), assortment_of(known, max_links=4)
+    for name in ("ease", "following"):
+        full, kept = matrix_of(everything, name), matrix_of(few, name)
+        assert getattr(few, name).shape == (len(few.items), 4)
+        np.testing.assert_array_equal(kept[kept != 0], full[kept != 0])
+        for row, links in zip(full, kept, strict=True):
+            assert sorted(np.abs(links[links != 0])) == sorted(np.sort(np.abs(row))[-4:][np.sort(np.abs(row))[-4:] > 0])
+    place = few.place[few.items[[3, 1]]]
+    links = few.links(place, "ease")
+    np.testing.assert_array_equal(links.to, few.ease_to[[3, 1]])
+    np.testing.assert_array_equal(links.weight, few.ease[[3, 1]])
+
+
+def test_long_titles_keep_the_directions_in_which_they_differ() -> None:
+    rng = np.random.default_rng(0)
+    known = random_interactions()
+    few = rng.normal(size=(known.n_items, 20))  # what they say fits into 20 numbers
+    text = (few @ np.linalg.qr(rng.normal(size=(200, 20)))[0].T).astype(np.float32)
+    text /= np.linalg.norm(text, axis=1, keepdims=True)
+    text[3] = 0
+    prices = np.ones(len(known.item_idx), np.float32)
+    found = Assortment.of(known, prices=prices, text=text).text
+    assert found.shape == (known.n_items, 64)
+    np.testing.assert_allclose(found @ found.T, text @ text.T, atol=1e-5)
 
 
 def test_what_comes_later_changes_nothing() -> None:

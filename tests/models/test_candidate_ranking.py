@@ -1,4 +1,4 @@
-"""Where the second-stage ranker's scores come from, against autograd and against what is lost without an event."""
+"""Where the second-stage ranker's scores come from, by a rule worked out by hand and by what an event's loss costs."""
 
 import dataclasses
 from functools import cache
@@ -9,16 +9,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose
+from scipy.special import erf
 from scipy.stats import spearmanr
 from torch.nn import functional as F
 
-from recflow.models import candidate_scoring
 from recflow.models.assortment import Assortment
 from recflow.models.candidate_ranking import CandidateRanking
 from recflow.models.candidate_scoring import CandidateScorer
 from recflow.models.candidates import FEATURES, FIT, OWN, SHOPPER, find_candidates
 from recflow.models.interactions import PURCHASE, Context, Interactions, top_k
-from recflow.models.ranker import CandidateNetwork, CandidateRanker
+from recflow.models.ranker import Blocks, CandidateNetwork, CandidateRanker
 from recflow.schema import EVENT_TYPES
 from tests.models.test_attribution import without
 from tests.models.worlds import VIEW, context_for, interactions, random_interactions
@@ -53,9 +53,9 @@ def assortment_of(known: Interactions) -> Assortment:
     return Assortment.of(known, prices=prices, text=text / lengths, regularization=20, max_items=known.n_items - 30)
 
 
-def network_of(features: np.ndarray, *, seed: int = 0) -> CandidateNetwork:
+def network_of(features: np.ndarray, *, seed: int = 0, heads: int = 1) -> CandidateNetwork:
     torch.manual_seed(seed)
-    network = CandidateNetwork()
+    network = CandidateNetwork(heads=heads)
     network.scaler.learn(features)
     return network.eval()
 
@@ -99,7 +99,7 @@ def everything(context: Context, n_items: int = N_ITEMS) -> np.ndarray:  # (B, V
 def test_the_scorer_is_the_networks_own_forward_pass(seed: int) -> None:
     known = random_interactions(seed=seed, n_users=20, n_items=40, n_events=300)
     candidates, assortment = find_candidates(context_for(known), assortment_of(known)), assortment_of(known)
-    network = network_of(candidates.features, seed=seed)
+    network = network_of(candidates.features, seed=seed, heads=1 + seed % 3)
     network.scaler.is_log[np.random.default_rng(seed).random(len(FEATURES)) < 0.3] = True
     network.scaler.unit[network.scaler.is_log] *= 1.7
     with torch.inference_mode():
@@ -122,31 +122,51 @@ def silent_features(candidates: object) -> np.ndarray:  # (B, C)
     return silent
 
 
-@pytest.mark.parametrize(("steps", "share_of_spread"), [(4, 0.01), (40, 0.0005)])
-def test_effects_are_gradients_along_the_way_and_add_up(
-    trained: tuple[CandidateRanker, Context], monkeypatch: pytest.MonkeyPatch, steps: int, share_of_spread: float
-) -> None:
-    monkeypatch.setattr(candidate_scoring, "_STEPS", steps)
+def gelu(x: np.ndarray) -> np.ndarray:
+    return x * (1 + erf(x / np.sqrt(2))) / 2
+
+
+def _dense(blocks: Blocks) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return weights and bias as one linear layer would have them, 0 between the heads."""
+    return torch.block_diag(*blocks.weight.transpose(1, 2)), blocks.bias.flatten()
+
+
+def rescaled(network: CandidateNetwork, start: np.ndarray, end: np.ndarray) -> np.ndarray:  # (F, C) each
+    """Work DeepLIFT's rescale rule out in float64, layer by layer, one head's weights beside the other's."""
+    first, second, last = network.layers()
+    weights = [(first.weight, first.bias), _dense(second)]
+    weights = [tuple(part.detach().numpy().astype(np.float64) for part in layer) for layer in weights]
+    slopes, (one, other) = [], (start.astype(np.float64), end.astype(np.float64))
+    for weight, bias in weights:
+        one, other = one @ weight.T + bias, other @ weight.T + bias
+        slopes.append((gelu(other) - gelu(one)) / (other - one))
+        one, other = gelu(one), gelu(other)
+    to_last = slopes[1] * last.weight.detach().numpy().reshape(-1) / network.heads
+    to_first = slopes[0] * (to_last @ weights[1][0])
+    skip = network.skip.weight.detach().numpy()[0]
+    return (to_first @ weights[0][0] + skip) * (end - start)
+
+
+@pytest.mark.parametrize("heads", [1, 3])
+def test_effects_follow_the_rescale_rule_and_add_up(trained: tuple[CandidateRanker, Context], heads: int) -> None:
     ranker, context = trained
+    if heads > 1:
+        features = find_candidates(context, ranker.assortment).features
+        ranker = CandidateRanker(network_of(features, heads=heads), ranker.assortment)
     ranking, network = ranker.rank(context), ranker.network
     candidates, scored = ranking.candidates, ranking.scorer.score(ranking.candidates)
     at = np.arange(0, len(candidates), 17)
     found = ranking.scorer.effects(candidates, scored, at)
     with torch.no_grad():
-        end = network.scaler(torch.from_numpy(candidates.features[at]))
-        start = network.scaler(torch.from_numpy(silent_features(candidates)[candidates.shopper[at]]))
-    mean = torch.zeros_like(end)
-    for step in range(400):  # the middle of so many pieces: no rule of Gauss's
-        point = torch.lerp(start, end, (step + 0.5) / 400).requires_grad_()
-        mean += torch.autograd.grad(network.score_scaled(point).sum(), point)[0] / 400
-    parts = (mean * (end - start)).numpy()
+        end = network.scaler(torch.from_numpy(candidates.features[at])).numpy()
+        start = network.scaler(torch.from_numpy(silent_features(candidates)[candidates.shopper[at]])).numpy()
+    parts = rescaled(network, start, end)
     fit = slice(len(OWN) + len(SHOPPER), len(OWN) + len(SHOPPER) + len(FIT))
-    allowed = share_of_spread * scored.scores.std()
-    assert np.abs(found.own - parts[:, : len(OWN)].sum(axis=1)).mean() < allowed
-    assert np.abs(found.fit - parts[:, fit]).mean() < allowed
-    assert np.abs(found.item - parts[:, fit.stop :].sum(axis=1)).mean() < allowed
+    assert_allclose(found.own, parts[:, : len(OWN)].sum(axis=1), atol=5e-3)
+    assert_allclose(found.fit, parts[:, fit], atol=5e-3)
+    assert_allclose(found.item, parts[:, fit.stop :].sum(axis=1), atol=5e-3)
     together = found.own + found.fit.sum(axis=1) + found.item
-    assert np.abs(scored.scores[at] - scored.of_silence[candidates.shopper[at]] - together).mean() < allowed
+    assert_allclose(together, scored.scores[at] - scored.of_silence[candidates.shopper[at]], atol=1e-3)
 
 
 # -- parts of scores
@@ -229,6 +249,44 @@ def test_of_what_is_new_to_a_shopper_the_item_counts_that_the_score_loses_most_w
     assert np.mean(shares) > 0.9
 
 
+def test_events_of_what_was_bought_before_stand_in_the_order_of_what_the_score_loses_without_them(
+    trained: tuple[CandidateRanker, Context],
+) -> None:
+    ranker, context = trained
+    # As a ranker of repeats is: that the item was bought, and lately, speaks for it more than all else.
+    habit = CandidateNetwork()
+    habit.load_state_dict(ranker.network.state_dict())
+    with torch.no_grad():
+        for name in ("is_own", "decayed_60_days"):
+            habit.skip.weight[0, FEATURES.index(name)] += 3
+    ranker = CandidateRanker(habit, ranker.assortment)
+    ranking = ranker.rank(context)
+    items, _ = top_k(ranking.scores, 6)
+    found = ranking.attribute(items)
+    own_ranks, ranks, shares = [], [], []
+    for row in range(0, len(context), 3):
+        events = np.flatnonzero(context.items[row])
+        one = context.take(np.full(len(events), row))
+        taken = np.zeros(one.items.shape, bool)
+        taken[np.arange(len(events)), events] = True
+        left = ranker.rank(without(one, taken))
+        lost = _above_silence(ranking)[row, items[row]] - _above_silence(left)[:, items[row]]  # (L, K)
+        for item, part, loss in zip(items[row], found.events[row][:, events], lost.T, strict=True):
+            is_own = (context.items[row, events] == item + 1) & (context.event_types[row, events] == PURCHASE)
+            if is_own.any() and not is_own.all():
+                ranks.append(spearmanr(part, loss)[0])
+                shares.append(loss[part.argmax()] / loss.max())
+            if is_own.sum() > 1 and min(np.ptp(part[is_own]), np.ptp(loss[is_own])) > 0:
+                own_ranks.append(spearmanr(part[is_own], loss[is_own])[0])
+    # Online Retail's histories of 8 to 70 events: rank correlation 0.31, the same event first in 0.80 of cases. Events
+    # with other items lose a thirtieth of what the item's own do, so their order is noise; of several own ones the
+    # ranker misses the oldest nearly as much as the newest (0.29 and 0.33), and their rank correlation is 0.20.
+    assert min(len(ranks), len(own_ranks)) > 100
+    assert np.mean(ranks) > 0.6
+    assert np.mean(shares) > 0.8
+    assert np.mean(own_ranks) > 0.6
+
+
 def _above_silence(ranking: CandidateRanking) -> np.ndarray:  # (B, V)
     return ranking.scores - ranking.scorer.score(ranking.candidates).of_silence[:, None]
 
@@ -274,16 +332,20 @@ def test_chosen_rows_and_shorter_lists(trained: tuple[CandidateRanker, Context])
     chosen = items[rows]
     chosen[1, 2:] = -1
     some = ranking.attribute(chosen, rows)
-    assert some.events.shape == (3, 8, 30)
+    assert some.events.shape == (3, 8, ranking.context.items.shape[1])
     assert some.events.dtype == some.rest.dtype == np.float32
     assert_allclose(some.events[[0, 2]], everybody.events[[7, 3]], atol=1e-5)
     assert_allclose(some.rest[[0, 2]], everybody.rest[[7, 3]], atol=1e-5)
     assert_allclose(some.events[1, :2], everybody.events[7, :2], atol=1e-5)
     assert not some.events[1, 2:].any()
     assert not some.rest[1, 2:].any()
-    assert ranking.attribute(np.zeros((len(context), 0), np.int32)).events.shape == (len(context), 0, 30)
+    assert ranking.attribute(np.zeros((len(context), 0), np.int32)).events.shape == (
+        len(context),
+        0,
+        context.items.shape[1],
+    )
     nobody = ranking.attribute(np.zeros((0, 4), np.int32), np.zeros(0, np.int64))
-    assert (nobody.events.shape, nobody.rest.shape) == ((0, 4, 30), (0, 4))
+    assert (nobody.events.shape, nobody.rest.shape) == ((0, 4, context.items.shape[1]), (0, 4))
     only_padding = ranking.attribute(np.full((2, 3), -1, np.int32), np.array([0, 1]))
     assert not only_padding.events.any()
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from recflow.models.assortment import FACTS, Assortment
 from recflow.models.candidates import FEATURES, FIT, OWN, SHOPPER, WEIGHTS, Candidates, find_candidates
 from recflow.models.interactions import PREFERENCE, PURCHASE, RETURN, Context, Interactions
-from tests.models.test_assortment import assortment_of
+from tests.models.test_assortment import assortment_of, matrix_of
 from tests.models.worlds import VIEW, context_for, interactions, random_interactions
 
 Event = tuple[int, float, int, float]  # item, age in days, type, pieces
@@ -167,19 +167,16 @@ def test_features_are_those_worked_out_one_by_one(seed: int) -> None:
         for name, value in expected.items():
             got = found.features[at, FEATURES.index(name)]
             assert got == pytest.approx(value, rel=2e-3, abs=2e-4, nan_ok=True), (name, shopper, item)
-        assert found.is_own[at] == any(i == item for i, *_ in events)
+        assert (at in found.own_at) == any(i == item for i, *_ in events)
 
 
 @settings(max_examples=10, deadline=None)
-@given(st.integers(0, 10_000), st.integers(5, 25))
-def test_linear_scores_are_sums_over_the_events(seed: int, max_items: int) -> None:
+@given(st.integers(0, 10_000), st.integers(5, 25), st.integers(1, 25))
+def test_linear_scores_are_sums_over_the_events(seed: int, max_items: int, max_links: int) -> None:
     known, _, context = world(seed)
-    assortment = assortment_of(known, max_items=max_items)
+    assortment = assortment_of(known, max_items=max_items, max_links=max_links)
     found = find_candidates(context, assortment, n_fitting=5)
-    n = known.n_items
-    full = {name: np.zeros((n, n)) for name in ("ease", "following")}
-    for name, matrix in full.items():
-        matrix[np.ix_(assortment.items, assortment.items)] = getattr(assortment, name)
+    full = {name: matrix_of(assortment, name) for name in ("ease", "following")}
     source = np.maximum(context.items - 1, 0)[found.shopper]  # (P, L)
     terms = {name: found.weights[WEIGHTS[name]][found.shopper] for name in WEIGHTS}  # (P, L)
     for name in ("ease", "ease_last", "ease_faded", "following"):
@@ -213,14 +210,12 @@ def test_candidates_are_the_history_the_best_fitting_and_the_best_sellers(seed: 
         for name, n in (("all", 4), ("faded", 3)):
             wanted = np.zeros((1, known.n_items))
             np.add.at(wanted[0], np.maximum(context.items[row] - 1, 0), found.weights[name][row])
-            full = np.zeros((known.n_items, known.n_items))
-            full[np.ix_(assortment.items, assortment.items)] = assortment.ease
-            scores = ((wanted @ full)[0] + 1e-6) * assortment.recency
-            last = sorted((scores[item] for item in new), reverse=True)[:n][-1]
-            # Either of two that tie but for rounding may be the last.
+            scores = ((wanted @ matrix_of(assortment, "ease"))[0] + 1e-6) * assortment.recency
+            after = sorted((scores[item] for item in new), reverse=True)[n]  # the best that isn't chosen
+            # Of two that tie but for rounding either may be.
             tied = 1e-5 * np.abs(scores).max()
-            must |= {item for item in new if scores[item] > last + tied}
-            may |= {item for item in new if scores[item] >= last - tied}
+            must |= {item for item in new if scores[item] > after + tied}
+            may |= {item for item in new if scores[item] > after - tied}
         chosen = set(found.item[found.shopper == row].tolist())
         assert must <= chosen <= may | must
         assert len(chosen) <= len(own) + 2 + 4 + 3
@@ -242,8 +237,16 @@ def test_a_stranger_gets_what_sells() -> None:
     empty = dataclasses.replace(context, items=np.zeros_like(context.items), event_types=np.zeros_like(context.items))
     found = find_candidates(empty.take(slice(0, 1)), assortment, n_fitting=4, n_fitting_lately=3, n_best_sellers=0)
     assert set(found.item.tolist()) == set(np.argsort(-assortment.recency, kind="stable")[:4].tolist())
-    assert not found.is_own.any()
+    assert not len(found.own_at)
     assert feature(found, "days_since_order", 0, int(found.item[0])) == 400
+
+
+def test_of_items_that_never_sold_none_is_a_candidate_before_the_others() -> None:
+    known = interactions([(0, 7, 3.0), (1, 7, 2.0), (1, 4, 2.0), (0, 9, 1.0), (0, 9, 2.0)], n_users=3, n_items=30)
+    stranger = context_for(known).take(np.array([2]))
+    found = find_candidates(stranger, assortment_of(known), n_fitting=10, n_fitting_lately=5, n_best_sellers=0)
+    assert found.item.tolist() == [4, 7, 9]  # the other 27 tie for the seven places left
+    assert len(find_candidates(stranger, assortment_of(known), n_fitting=30, n_best_sellers=0)) == 30
 
 
 def test_a_shopper_has_the_same_features_alone_and_among_others() -> None:

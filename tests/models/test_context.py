@@ -42,10 +42,10 @@ def _context(*histories: Known, length: int = 4) -> Context:
 def test_the_newest_event_is_in_the_last_column() -> None:
     history = Known(["C", "A"], ["purchase", "return"], [NOW - 3 * DAY_US, NOW - DAY_US // 2], [6.0, None])
     context = _context(history)
-    assert context.items.tolist() == [[0, 0, 3, 1]]
-    assert_allclose(context.ages_days, [[0, 0, 3, 0.5]])
-    assert context.event_types.tolist() == [[0, 0, PURCHASE, RETURN]]
-    assert context.quantities.tolist() == [[0, 0, 6, 0]]
+    assert context.items.tolist() == [[3, 1]]
+    assert_allclose(context.ages_days, [[3, 0.5]])
+    assert context.event_types.tolist() == [[PURCHASE, RETURN]]
+    assert context.quantities.tolist() == [[6, 0]]
     assert_allclose(context.user_features, [[1]], rtol=1e-6)
 
 
@@ -61,17 +61,17 @@ def test_unknown_items_and_events_without_a_choice_leave_no_gap() -> None:
         [NOW - 4, NOW - 3, NOW - 2, NOW - 1],
         [1.0] * 4,
     )
-    assert _context(history).items.tolist() == [[0, 0, 1, 3]]
+    assert _context(history).items.tolist() == [[1, 3]]
 
 
 def test_histories_dont_mix() -> None:
     one = Known(["A"], ["purchase"], [NOW - 1], [1.0])
     two = Known(["B", "C"], ["purchase"] * 2, [NOW - 2, NOW - 1], [1.0] * 2)
-    assert _context(one, NOBODY, two).items.tolist() == [[0, 0, 0, 1], [0, 0, 0, 0], [0, 0, 2, 3]]
+    assert _context(one, NOBODY, two).items.tolist() == [[0, 1], [0, 0], [2, 3]]  # as wide as the longest
 
 
 def test_nobody_at_all_is_fine() -> None:
-    assert _context(NOBODY).items.tolist() == [[0, 0, 0, 0]]
+    assert _context(NOBODY).items.tolist() == [[0]]
     assert len(_context()) == 0
 
 
@@ -87,8 +87,8 @@ def test_each_shopper_has_a_moment_of_its_own() -> None:
         user_features=np.zeros((3, 1), np.float32),
         item_features=np.zeros((3, 2), np.float32),
     )
-    assert context.ages_days.tolist() == [[0, 1], [0, 0], [0, 2]]
-    assert timelines.timestamps_us.tolist() == [[0, NOW - DAY_US], [0, 0], [0, NOW]]  # exact to the microsecond
+    assert context.ages_days.tolist() == [[1], [0], [2]]
+    assert timelines.timestamps_us.tolist() == [[NOW - DAY_US], [0], [NOW]]  # exact to the microsecond
 
 
 def test_some_of_the_shoppers_can_be_taken() -> None:
@@ -152,6 +152,6 @@ def test_a_value_of_a_pair_is_shared_among_its_events() -> None:
     context = _context(NOBODY, history, length=5)
     pairs = repeat_pairs(context)
     values = np.array([6, 5], np.float32)
-    assert pairs.among_events(values, context.items > 0)[1].tolist() == [0, 2, 5, 2, 2]
-    newest = np.arange(5)[None] >= np.array([[0], [3]])
-    assert pairs.among_events(values, newest).tolist() == [[0] * 5, [0, 0, 0, 3, 3]]
+    assert pairs.among_events(values, context.items > 0)[1].tolist() == [2, 5, 2, 2]
+    newest = np.arange(4)[None] >= np.array([[0], [2]])
+    assert pairs.among_events(values, newest).tolist() == [[0] * 4, [0, 0, 3, 3]]

@@ -86,6 +86,32 @@ def test_ease_keeps_the_most_wanted_items_within_its_limit() -> None:
     assert (np.abs(model.score(context_for(known))[:, left_out]) <= 1e-6).all()
 
 
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10_000), st.integers(2, 6))
+def test_pairs_of_too_few_shoppers_have_no_weight(seed: int, support: int) -> None:
+    known = random_interactions(seed=seed, n_users=15, n_items=8, n_events=60)
+    has = (_dense(known) > 0).astype(int)
+    both = has.T @ has
+    free, bound = (ItemKNN(neighbours=8, min_support=least).fit(known).weights.toarray() for least in (1, support))
+    assert_allclose(bound, np.where(both >= support, free, 0), atol=1e-7)
+    plain, supported = EASE(regularization=5).fit(known), EASE(regularization=5, min_support=support).fit(known)
+    among = both[np.ix_(plain.items, plain.items)]
+    assert_allclose(supported.weights, np.where(among >= support, plain.weights, 0), atol=1e-7)
+    assert supported.with_recency(known, days=9).min_support == support
+
+
+def test_a_pair_of_one_shopper_scores_nothing_however_often_it_was_bought() -> None:
+    alone = [(0, item, day) for item in (0, 1) for day in range(1, 20)]
+    several = [(user, item, 5) for user in (1, 2, 3) for item in (2, 3)]
+    known = interactions([*alone, *several], n_users=4, n_items=4)
+    for model in (ItemKNN(min_support=2), EASE(regularization=2, min_support=2)):
+        weights = model.fit(known).weights
+        weights = weights if isinstance(weights, np.ndarray) else weights.toarray()
+        assert weights[2, 3] > 0
+        assert not weights[:2].any()
+        assert not weights[:, :2].any()
+
+
 def test_items_wanted_together_have_near_factors() -> None:
     pairs = [(user, item, 1.0) for user in range(12) for item in ((0, 1) if user % 2 else (2, 3))]
     factors = item_factors(interactions(pairs, n_users=12, n_items=6), 8)

@@ -53,6 +53,24 @@ def test_a_column_that_was_constant_never_counts() -> None:
     assert scaler(torch.tensor([[1e6]])).item() == 0
 
 
+def test_the_score_is_the_mean_of_perceptrons_with_nothing_between_them() -> None:
+    torch.manual_seed(0)
+    features = torch.randn(20, 5)
+    together = CandidateNetwork(n_features=5, hidden=(4, 3), heads=3)
+    first, second, last = together.layers()
+    apart = []
+    for head in range(3):
+        rows = slice(4 * head, 4 * head + 4)
+        hidden = torch.nn.functional.gelu(features @ first.weight[rows].T + first.bias[rows])
+        hidden = torch.nn.functional.gelu(hidden @ second.weight[head] + second.bias[head])
+        apart.append((hidden @ last.weight[head] + last.bias[head] + together.skip(features))[:, 0])
+    expected = torch.stack(apart, dim=1)
+    torch.testing.assert_close(together.head_scores(features), expected)
+    torch.testing.assert_close(together(features), expected.mean(dim=1))  # the scaler knows of no scales yet
+    batch = features.reshape(4, 5, 5)
+    torch.testing.assert_close(together(batch), expected.mean(dim=1).reshape(4, 5))
+
+
 def test_every_other_item_stands_below_the_candidates_by_fit_and_sales() -> None:
     known, assortment, context = world(0)
     found = find_candidates(context, assortment, n_fitting=2, n_fitting_lately=1, n_best_sellers=1)

@@ -14,6 +14,7 @@ from recflow.models.catalog import load_ranker
 from recflow.models.heuristics import Popularity, RepeatPurchase
 from recflow.models.interactions import Context, Interactions, Ranker, top_k
 from recflow.models.linear import EASE, ItemKNN
+from tests.models.test_next_item_ranker import make_ranker
 from tests.models.worlds import context_for, random_interactions
 
 
@@ -37,7 +38,7 @@ def _ranker(known: Interactions) -> Ranker:
     from tests.models.test_assortment import assortment_of
 
     torch.manual_seed(0)
-    return CandidateRanker(CandidateNetwork(), assortment_of(known))
+    return CandidateRanker(CandidateNetwork(heads=2), assortment_of(known))
 
 
 FITTED: dict[str, Callable[[Interactions], Ranker]] = {
@@ -48,6 +49,8 @@ FITTED: dict[str, Callable[[Interactions], Ranker]] = {
     "ease_recent": lambda known: EASE(regularization=20, recency_days=45).fit(known),
     "sequence": _sequence,
     "ranker": _ranker,
+    "next_item_gru": lambda known: make_ranker(known, "gru"),
+    "next_item_graph": lambda known: make_ranker(known, "graph"),
 }
 
 

@@ -1,5 +1,7 @@
 """Interactions and contexts small enough to work out by hand or by brute force."""
 
+import dataclasses
+
 import numpy as np
 
 from recflow.models.context import EventColumns, assemble
@@ -45,11 +47,11 @@ def random_interactions(*, seed: int = 0, n_users: int = 60, n_items: int = 25, 
 def context_for(
     known: Interactions, *, length: int = 20, n_user_features: int = 3, n_item_features: int = 4
 ) -> Context:
-    """Return the context of all users at the end of the interactions; features are drawn at random."""
+    """Return the context of all users at the end of the interactions, L = `length`; features are drawn at random."""
     ends = np.searchsorted(known.user_idx, np.arange(known.n_users), side="right").astype(np.int64)
     starts = np.searchsorted(known.user_idx, np.arange(known.n_users)).astype(np.int64)
     rng = np.random.default_rng(7)
-    return assemble(
+    context = assemble(
         EventColumns(known.item_idx, known.timestamp.astype(np.int64), known.event_type, known.quantity),
         starts,
         ends,
@@ -58,3 +60,6 @@ def context_for(
         user_features=rng.normal(size=(known.n_users, n_user_features)).astype(np.float32),
         item_features=rng.normal(size=(known.n_items, n_item_features)).astype(np.float32),
     )
+    padding = ((0, 0), (length - context.items.shape[1], 0))
+    columns = ("items", "ages_days", "event_types", "quantities")
+    return dataclasses.replace(context, **{name: np.pad(getattr(context, name), padding) for name in columns})

@@ -100,9 +100,9 @@ def test_contexts_hold_what_was_known_at_the_end_of_the_day(settings: Settings, 
 
     (context,) = _contexts(model, shoppers, Encoders(user, item), UNTIL, sampler=sampler)
     # item_idx + 1, aligned to the right; i9 isn't in the catalogue
-    np.testing.assert_array_equal(context.items, [[0, 2, 4], [0, 0, 3], [0, 0, 0]])
-    np.testing.assert_allclose(context.ages_days, [[0, 26, 2.5], [0, 0, 25.25], [0, 0, 0]])
-    np.testing.assert_array_equal(context.quantities, [[0, 5, 2], [0, 0, 0], [0, 0, 0]])
+    np.testing.assert_array_equal(context.items, [[2, 4], [0, 3], [0, 0]])
+    np.testing.assert_allclose(context.ages_days, [[26, 2.5], [0, 25.25], [0, 0]])
+    np.testing.assert_array_equal(context.quantities, [[5, 2], [0, 0], [0, 0]])
     # log1p(10) and log1p(40) are a standard deviation below and above their mean; i2 and i4 are unknown
     np.testing.assert_allclose(context.item_features[:, 0], [-1, 0, 1, 0], atol=1e-6)
     german = [country == "Germany" for country in shoppers["user_country"].to_pylist()]
@@ -134,14 +134,17 @@ def test_scores_that_move_far_ask_for_a_new_model(shop: Shop, settings: Settings
     assert any("best_score moved far" in sentence for sentence in manifest["sentences"])
 
 
-def test_without_a_champion_the_days_candidate_is_scored(shop: Shop, settings: Settings, champion: Served) -> None:
+@pytest.mark.parametrize("name", ["ranker", "sequence"])
+def test_without_a_champion_the_days_candidate_is_scored(
+    shop: Shop, settings: Settings, champion: Served, name: str
+) -> None:
     shop.write(settings)
     for day in (LEARNED, UNTIL):
         write_history(settings, day, everybody(20))
     manifest = watch_drift(UNTIL, None, settings).manifest
     assert manifest["sentences"][-1] == "The scores weren't compared: there is no champion and no candidate yet."
     candidates = settings.home / "candidates" / str(UNTIL)
-    shutil.copytree(champion.folder / "model", candidates / "sequence")
+    shutil.copytree(champion.folder / "model", candidates / name)
     shutil.copy(champion.folder / "encoder.json", candidates)
     (settings.home / "training_sets" / str(UNTIL)).mkdir(parents=True)
     shutil.copy(champion.folder / "items.parquet", settings.home / "training_sets" / str(UNTIL))

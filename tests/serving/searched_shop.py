@@ -35,6 +35,7 @@ class WholeNumbers:
     """A factored ranker: (sum of the history's vectors) . vector + bias, and a number for each item bought again."""
 
     name = "whole_numbers"
+    reads_features = False
 
     def __init__(self, vectors: np.ndarray, again: np.ndarray) -> None:
         self.vectors = vectors  # (V, DIM + 1)

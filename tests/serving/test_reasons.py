@@ -252,10 +252,10 @@ def _said(
     history = SimpleNamespace(
         item_ids=names, event_types=types, timestamps_us=[NOON_US - age for age in ages], quantities=[1.0] * len(names)
     )
-    timelines = Timelines.of([history], INDEX, length=max(len(events), 1) + 2)
+    timelines = Timelines.of([history], INDEX, length=100)  # as wide as the history
     shares = np.zeros((1, 1, timelines.items.shape[1]), np.float32)
     for place, part in parts.items():
-        shares[0, 0, place + 2] = part  # two columns of padding
+        shares[0, 0, place] = part
     weights = weigh(Attribution(shares, np.array([[rest]], np.float32)), timelines)
     [[reason]] = explain(
         np.array([[INDEX[item]]], np.int32),
@@ -390,7 +390,7 @@ def test_what_weighed_is_listed_the_largest_first() -> None:
         item_ids=["P05", "P13", "P05"], event_types=["view"] * 3, timestamps_us=[1, 2, 3], quantities=[1.0] * 3
     )
     timelines = Timelines.of([history], INDEX, length=5)
-    parts = np.array([[[0, 0, 1, 2, 3], [0, 0, 1, 9, -3], [0, 0, 0, 0, 0]]], np.float32)
+    parts = np.array([[[1, 2, 3], [1, 9, -3], [0, 0, 0]]], np.float32)
     weights = weigh(Attribution(parts, np.array([[2.5, -1, 0]], np.float32)), timelines)
     items = np.array([[7, 8, -1]], np.int32)
     assert contributions(items, weights, 0, n=2, item_ids=list(INDEX)) == [

@@ -122,10 +122,16 @@ def test_without_the_online_store_the_session_answers_and_the_store_is_left_alon
     assert ask(RecommendRequest(user_id=USER))["fallback"] is None
 
 
-def test_stored_features_of_another_model_are_left_out(ask: Asking, reader: FakeReader) -> None:
+def test_stored_features_of_another_model_are_left_out_and_said_where_they_would_be_read(
+    ask: Asking, built: Built, reader: FakeReader, monkeypatch: pytest.MonkeyPatch
+) -> None:
     row = reader.users([USER])[0]
     stored = SimpleNamespace(**{**vars(row), "features": {"another": 1}})
     reader._row = lambda user_id: stored
+    answer = ask(RecommendRequest(user_id=USER))
+    assert answer["fallback"] is None
+    assert len(answer["items"]) == 20
+    monkeypatch.setattr(type(built.bundle.ranker), "reads_features", True)
     answer = ask(RecommendRequest(user_id=USER))
     assert answer["fallback"]["why"] == "the stored features aren't those of the model"
     assert len(answer["items"]) == 20

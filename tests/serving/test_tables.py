@@ -114,6 +114,28 @@ def test_an_order_is_what_a_customer_bought_at_one_moment() -> None:
     np.testing.assert_allclose(tables.surplus_scores([0, 1]), [1 - 4 / 6, 2 / 4 - 2 / 6, 0], rtol=1e-6)
 
 
+def test_a_pair_that_a_single_customer_orders_is_in_no_table() -> None:
+    alone = [Event(0, item, day) for item in (0, 1) for day in (3, 5, 7, 9)]
+    others = [Event(user, item, day) for user, item, day in [(1, 0, 4), (2, 1, 4), (3, 3, 6), (3, 4, 6), (4, 3, 8)]]
+    tables = build([*alone, *others], n_items=5)
+    assert (tables.neighbours == -1).all()
+    assert (tables.order_neighbours == -1).all()
+    assert not tables.orders_with_both([0, 3], [1, 4]).any()
+    with_another = build([*alone, *others, Event(5, 0), Event(5, 1)], n_items=5)
+    assert with_another.neighbours[:2, 0].tolist() == with_another.order_neighbours[:2, 0].tolist() == [1, 0]
+    assert with_another.orders_with_both([0], [1]).tolist() == [[5]]
+    assert (build([*alone, *others], n_items=5, min_customers=1).order_neighbours[:2, 0] == [1, 0]).all()
+
+
+def test_a_pair_whose_customers_are_too_few_leaves_its_place_to_the_next() -> None:
+    often = [Event(0, item, day) for item in (0, 1) for day in range(1, 9)]
+    several = [Event(user, item, 20) for user in (1, 2, 3) for item in (0, 2)]
+    alone = [Event(5, 3, day) for day in range(30, 60)]
+    tables = build(often + several + alone, n_items=4, n_neighbours=1)
+    assert tables.order_neighbours.tolist() == [[2], [-1], [0], [-1]]
+    assert tables.order_neighbour_orders.tolist() == [[3], [0], [3], [0]]
+
+
 def test_a_pair_that_one_item_keeps_is_found_from_the_other_as_well() -> None:
     # One neighbour each: 0 and 1 meet most and keep each other; 2 keeps 0, which has no room for it.
     meets = [Event(user, item, day) for user in (0, 1, 3) for item in (0, 1) for day in (2, 3)]
@@ -202,9 +224,9 @@ rows_of_events = st.lists(
 def test_every_table_equals_a_count_of_all_rows(events: list[Event]) -> None:
     tables = build(events)
     bought = [event for event in events if event.event_type == "purchase"]
-    baskets = [{e.item for e in bought if e.user == user} for user in range(6)]
-    assert tables.customers.tolist() == [sum(item in basket for basket in baskets) for item in range(5)]
-    _check_pairs(tables.neighbours, tables.neighbour_customers, baskets, lambda item, other, both: both, at_least=2)
+    baskets = {(user,): {e.item for e in bought if e.user == user} for user in range(6)}
+    assert tables.customers.tolist() == [sum(item in basket for basket in baskets.values()) for item in range(5)]
+    _check_pairs(tables.neighbours, tables.neighbour_customers, baskets, lambda item, other, both: both)
 
     orders = defaultdict(set)
     for event in bought:
@@ -212,8 +234,8 @@ def test_every_table_equals_a_count_of_all_rows(events: list[Event]) -> None:
     counts = [sum(item in order for order in orders.values()) for item in range(5)]
     assert tables.orders.tolist() == counts
     _check_pairs(
-        tables.order_neighbours, tables.order_neighbour_orders, list(orders.values()),
-        lambda item, other, both: both - counts[item] * (counts[other] / max(len(orders), 1)), at_least=1,
+        tables.order_neighbours, tables.order_neighbour_orders, orders,
+        lambda item, other, both: both - counts[item] * (counts[other] / max(len(orders), 1)),
     )  # fmt: skip
     weeks = [{(e.user, e.item) for e in bought if 7 * ago < e.days_ago <= 7 * ago + 7} for ago in range(5)]
     compared = weeks[1 : 1 + tables.earlier_weeks]
@@ -267,10 +289,14 @@ def test_a_shop_without_sales_has_tables_too() -> None:
     assert (tables.neighbours == -1).all()
 
 
-def _check_pairs(neighbours, counts, baskets, rank, *, at_least: int) -> None:
+def _check_pairs(neighbours, counts, baskets, rank) -> None:
+    """Count pairs in baskets by (user, ...): those of two users and more are kept."""
     for item in range(5):
-        both = {other: sum({item, other} <= basket for basket in baskets) for other in range(5) if other != item}
-        kept = {other: count for other, count in both.items() if count >= at_least}
+        both = {
+            other: [whose[0] for whose, basket in baskets.items() if {item, other} <= basket]
+            for other in range(5) if other != item
+        }  # fmt: skip
+        kept = {other: len(users) for other, users in both.items() if len(set(users)) >= 2}
         ranked = sorted((-rank(item, other, count), other) for other, count in kept.items())
         expected = [(other, kept[other]) for value, other in ranked if value < 0]
         found = [(o, c) for o, c in zip(neighbours[item].tolist(), counts[item].tolist(), strict=True) if o >= 0]

@@ -24,7 +24,8 @@ SMALL = {
     "cut_every_days": 5,
     "knn_neighbours": 10,
     "ease_regularization": 20.0,
-    "second_stage": True,
+    "sequence_model": True,
+    "ranker_heads": 2,
     "lightgbm_rounds": 5,
 }
 

@@ -35,16 +35,17 @@ def windows(training_set: TrainingSet, encoders: Encoders, small: TrainingSettin
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 10_000), st.integers(1, 6))
-def test_the_loss_is_that_of_every_shopper_alone(seed: int, n_shoppers: int) -> None:
+def test_the_loss_is_that_of_every_shopper_and_head_alone(seed: int, n_shoppers: int) -> None:
     rng = np.random.default_rng(seed)
     shopper = np.sort(rng.integers(0, n_shoppers, 40))
-    scores, wanted = rng.normal(0, 3, 40), rng.random(40) < 0.15
+    scores, wanted = rng.normal(0, 3, (40, 2)), rng.random(40) < 0.15
     losses = []
     for number in range(n_shoppers):
         mine = shopper == number
         if wanted[mine].any():
-            log_p = scores[mine] - np.log(np.exp(scores[mine]).sum())
-            losses.append(-log_p[wanted[mine]].sum() / np.sqrt(wanted[mine].sum()))
+            for of_head in scores[mine].T:
+                log_p = of_head - np.log(np.exp(of_head).sum())
+                losses.append(-log_p[wanted[mine]].sum() / np.sqrt(wanted[mine].sum()))
     found = set_loss(
         torch.from_numpy(scores).float(), torch.from_numpy(shopper), torch.from_numpy(wanted), n_shoppers=n_shoppers
     )
@@ -52,7 +53,7 @@ def test_the_loss_is_that_of_every_shopper_alone(seed: int, n_shoppers: int) -> 
 
 
 def test_a_batch_without_anything_wanted_teaches_nothing() -> None:
-    scores = torch.zeros(3, requires_grad=True)
+    scores = torch.zeros(3, 1, requires_grad=True)
     nothing = torch.zeros(3, dtype=torch.bool)
     set_loss(scores, torch.tensor([0, 0, 1]), nothing, n_shoppers=2).backward()
     assert scores.grad is not None

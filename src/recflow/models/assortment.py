@@ -1,28 +1,27 @@
 """The shop's events before a moment -> what they say of its items: how they sell, who buys again, what goes with what.
 
-Letters as in `interactions`; N purchases before the moment, M items that take part in the matrices, T numbers of a
-title, G facts of an item, Q pairs of a shopper and an item that it bought.
+Letters as in `interactions`; N purchases before the moment, M items that take part in the matrices, S of them that
+each speaks for, T numbers of a title, G facts of an item, Q pairs of a shopper and an item that it bought.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from recflow.models.interactions import Interactions
-from recflow.models.linear import ease_weights, preference_matrix
-
-if TYPE_CHECKING:
-    from scipy.sparse import csr_matrix
+from recflow.models.linear import drop_unsupported, ease_weights, preference_matrix
 
 _DAY_US = 86_400_000_000
 _WINDOWS_DAYS = (3, 7, 14, 28, 60, 90)  # of the counts of sales
 _AGAIN_WINDOWS_DAYS = (28, 90)  # of the shares of orders that had an item again, or anew
 _UNSOLD_DAYS = 200.0  # the last sale of an item lies so far back at most: what didn't sell by then doesn't sell
 _PRICE_FLOOR = 0.05  # of a logarithm: what costs less is a gift
+_TEXT_DIRECTIONS = 64  # of titles: with all 256 of them the ranker is no better
+_ROWS_AT_ONCE = 512  # of a matrix that is thinned out
 _FOLLOWING_DAYS = 28.0  # what was bought since is regressed on what was wanted before: a month, as orders follow
 
 # What is said of an item, in the order of `Assortment.facts`. Counts are log(1 + x), prices and rates log x.
@@ -45,6 +44,13 @@ FACTS: tuple[str, ...] = (
 )
 
 
+class Links(NamedTuple):
+    """What some items say of others: the strongest entries of their rows in a matrix of items by items."""
+
+    to: NDArray[np.int32]  # (*, S) item_idx
+    weight: NDArray[np.float32]  # (*, S) above 0 speaks for the item, below 0 against it
+
+
 @dataclass(frozen=True)
 class Assortment:
     """What is known of the items of a shop at one moment; nothing in it is later."""
@@ -53,9 +59,11 @@ class Assortment:
     recency: NDArray[np.float32]  # (V,) 0 to 1: square root of the sales of 28 days, against the best-seller's
     recent_sales: NDArray[np.float32]  # (V,) purchases within 14 days
     items: NDArray[np.int32]  # (M,) item_idx of those in the matrices, ascending
-    ease: NDArray[np.float32]  # (M, M) how far wanting one item speaks for another (see linear.EASE)
-    following: NDArray[np.float32]  # (M, M) how far having wanted one item speaks for buying another within a month
-    text: NDArray[np.float32]  # (V, T) titles, of length 1 or 0
+    ease_to: NDArray[np.int32]  # (M, S) item_idx
+    ease: NDArray[np.float32]  # (M, S) how far wanting an item speaks for each of those (see linear.EASE)
+    following_to: NDArray[np.int32]  # (M, S) item_idx
+    following: NDArray[np.float32]  # (M, S) how far having wanted an item speaks for buying each within a month
+    text: NDArray[np.float32]  # (V, T) titles, of length 1 or 0, see `_principal`
 
     @classmethod
     def of(
@@ -63,9 +71,11 @@ class Assortment:
         interactions: Interactions,
         *,
         prices: NDArray[np.float32],  # of each interaction, for one piece; NaN where there is none
-        text: NDArray[np.float32],  # (V, T)
+        text: NDArray[np.float32],  # (V, *) titles
         regularization: float = 300.0,  # of both matrices, in shoppers
         max_items: int = 8000,  # in the matrices, the most wanted ones: time grows with their cube
+        max_links: int = 50,  # kept of each item in each matrix, the strongest: with all the ranker is no better
+        min_support: int = 1,  # shoppers with both items of a pair; with fewer the pair has no weight in a matrix
     ) -> Self:
         """Sum up all interactions as of their `until`."""
         wanted = preference_matrix(interactions)
@@ -73,6 +83,11 @@ class Assortment:
         taking_part = np.argsort(-total, kind="stable")[:max_items]
         items = np.sort(taking_part[total[taking_part] > 0]).astype(np.int32)
         wanted = wanted[:, items]
+        weights = ease_weights(np.asarray((wanted.T @ wanted).todense(), np.float32), regularization)
+        drop_unsupported(weights, wanted, wanted, min_support)
+        ease = _strongest(weights, items, max_links)
+        del weights  # a matrix of 8,000 items is 256 MB
+        following = _strongest(following_weights(interactions, items, regularization, min_support), items, max_links)
         sales = _Sales.of(interactions, prices)
         within_28, within_14 = sales.within(28), sales.within(14)
         return cls(
@@ -80,9 +95,11 @@ class Assortment:
             recency=np.sqrt(within_28 / max(within_28.max(initial=0), 1) + 1e-6).astype(np.float32),
             recent_sales=within_14.astype(np.float32),
             items=items,
-            ease=ease_weights(np.asarray((wanted.T @ wanted).todense(), np.float32), regularization),
-            following=_following(interactions, items, regularization),
-            text=text,
+            ease_to=ease.to,
+            ease=ease.weight,
+            following_to=following.to,
+            following=following.weight,
+            text=_principal(text),
         )
 
     @cached_property
@@ -97,11 +114,10 @@ class Assortment:
         """Return all items, those that sell most now first."""
         return np.lexsort((-self.recency, -self.recent_sales))
 
-    def plane(self, wanted: "csr_matrix", matrix: NDArray[np.float32]) -> NDArray[np.float32]:  # (B, V)
-        """Multiply what shoppers wanted (B, V) with one of the matrices; 0 for items that take no part."""
-        plane = np.zeros(wanted.shape, np.float32)
-        plane[:, self.items] = wanted[:, self.items] @ matrix
-        return plane
+    def links(self, place: NDArray[np.int64], matrix: str) -> Links:
+        """Return what items in the matrices, by their place there, say of others."""
+        to, weight = getattr(self, f"{matrix}_to"), getattr(self, matrix)
+        return Links(to.take(place, axis=0), weight.take(place, axis=0))
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Return all arrays by name."""
@@ -113,7 +129,9 @@ class Assortment:
         return cls(**{name: arrays[name] for name in cls.__dataclass_fields__})
 
 
-def _following(interactions: Interactions, items: NDArray[np.int32], regularization: float) -> NDArray[np.float32]:
+def following_weights(
+    interactions: Interactions, items: NDArray[np.int32], regularization: float, min_support: int
+) -> NDArray[np.float32]:
     """Return the ridge regression (M, M) of what shoppers bought lately on what they had wanted before.
 
     Unlike EASE its diagonal isn't 0: it says how likely an item is bought again. Over shoppers with both sides.
@@ -134,8 +152,30 @@ def _following(interactions: Interactions, items: NDArray[np.int32], regularizat
         gram[np.diag_indices_from(gram)] += regularization
         factor = cho_factor(gram, lower=True, overwrite_a=True, check_finite=False)
         cross = np.asarray((before.T @ after).todense(), np.float32)
-        following[np.ix_(had, bought)] = cho_solve(factor, cross, overwrite_b=True, check_finite=False)
+        found = cho_solve(factor, cross, overwrite_b=True, check_finite=False)
+        drop_unsupported(found, before, after, min_support)
+        following[np.ix_(had, bought)] = found
     return following
+
+
+def _principal(text: NDArray[np.float32]) -> NDArray[np.float32]:  # (V, *) -> (V, T)
+    """Return titles in the directions in which they differ most, of length 1 again: there is less to read."""
+    if text.shape[1] <= _TEXT_DIRECTIONS:
+        return text
+    _, directions = np.linalg.eigh((text.T @ text).astype(np.float64))  # ascending
+    turned = text @ directions[:, -_TEXT_DIRECTIONS:].astype(np.float32)
+    return np.asarray(turned / np.maximum(np.linalg.norm(turned, axis=1, keepdims=True), 1e-9), np.float32)
+
+
+def _strongest(matrix: NDArray[np.float32], items: NDArray[np.int32], n: int) -> Links:
+    """Return the entries of each row (M, M) that are furthest from 0, in catalogue order."""
+    n = min(n, len(items))
+    places = np.empty((len(items), n), np.int64)
+    for first in range(0, len(items) if n else 0, _ROWS_AT_ONCE):
+        strength = np.abs(matrix[first : first + _ROWS_AT_ONCE])
+        places[first : first + _ROWS_AT_ONCE] = np.argpartition(strength, -n, axis=1)[:, -n:]
+    places.sort(axis=1)
+    return Links(items[places], np.take_along_axis(matrix, places, axis=1))
 
 
 class _Sales(NamedTuple):

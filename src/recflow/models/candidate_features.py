@@ -1,18 +1,16 @@
 """The events of histories -> what they say of each candidate, of each shopper, and of how well an item fits.
 
-Each function returns columns by name; `candidates` puts them in order. Letters as there.
+Each function returns columns by name; `candidates` puts them in order. Letters as there; Q pairs with a purchase, O
+purchases.
 """
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from recflow.models.interactions import PREFERENCE, PURCHASE, RETURN, Context
-
-if TYPE_CHECKING:
-    from scipy.sparse import csr_matrix
+from recflow.models.pairs import Pairs
 
 HALF_LIVES_DAYS = (7.0, 21.0, 60.0, 180.0)  # of decayed counts of purchases: the week, the season, the habit
 ORDER_DECAYS = (0.5, 0.8)  # what the order before counts, against the one after it
@@ -23,182 +21,242 @@ _STRANGER_DAYS = 400.0  # since the last order of who never ordered: longer than
 
 
 class Events(NamedTuple):
-    """The events of B histories without their padding, ordered by (shopper, time)."""
+    """The events of B histories without their padding: those of a pair together, oldest first."""
 
-    shopper: NDArray[np.int64]  # (N,)
-    item: NDArray[np.int64]  # (N,)
+    pairs: Pairs  # (H,)
+    pair: NDArray[np.int64]  # (N,) number of the event's pair
     age: NDArray[np.float64]  # (N,) days
     event_type: NDArray[np.int8]  # (N,)
     quantity: NDArray[np.float32]  # (N,)
-    is_purchase: NDArray[np.bool_]  # (N,)
     orders_ago: NDArray[np.int64]  # (N,) orders since; purchases of one moment are one order, which is its own 0th
     orders: NDArray[np.int64]  # (B,)
+    newest_age: NDArray[np.float64]  # (B,) days since the shopper's newest event
 
     @classmethod
     def of(cls, context: Context) -> Self:
-        """Flatten a context and count the orders."""
-        shopper, column = np.nonzero(context.items)
-        age = context.ages_days[shopper, column]
-        is_purchase = context.event_types[shopper, column] == PURCHASE
-        bought = np.flatnonzero(is_purchase)
-        starts_order = np.zeros(len(shopper), bool)
+        """Flatten a context, count the orders, and put the events of each pair together."""
+        in_time = np.flatnonzero(context.items)
+        shopper, age = in_time // max(context.items.shape[1], 1), context.ages_days.ravel()[in_time]
+        bought = np.flatnonzero(context.event_types.ravel()[in_time] == PURCHASE)
+        starts_order = np.zeros(len(in_time), bool)
         starts_order[bought[:1]] = True
         before, after = bought[:-1], bought[1:]
         starts_order[after] = (shopper[before] != shopper[after]) | (age[before] != age[after])
         orders = np.bincount(shopper[starts_order], minlength=len(context))
         through = np.cumsum(orders)  # orders of the shopper and those above it
+        orders_ago = np.empty(context.items.size, np.int64)
+        orders_ago[in_time] = through[shopper] - np.cumsum(starts_order)
+        newest_age = np.full(len(context), _STRANGER_DAYS)
+        newest_age[shopper] = age  # ordered by time: the last assignment stays
+        pairs = Pairs.of(context.items)
         return cls(
-            shopper=shopper,
-            item=context.items[shopper, column].astype(np.int64) - 1,
-            age=age.astype(np.float64),
-            event_type=context.event_types[shopper, column],
-            quantity=context.quantities[shopper, column],
-            is_purchase=is_purchase,
-            orders_ago=through[shopper] - np.cumsum(starts_order),
+            pairs=pairs,
+            pair=np.repeat(np.arange(len(pairs)), pairs.counts),
+            age=context.ages_days.ravel()[pairs.at].astype(np.float64),
+            event_type=context.event_types.ravel()[pairs.at],
+            quantity=context.quantities.ravel()[pairs.at],
+            orders_ago=orders_ago[pairs.at],
             orders=orders,
+            newest_age=newest_age,
         )
 
-    @property
-    def n_shoppers(self) -> int:
-        """Return B."""
-        return len(self.orders)
 
-    def purchases(self) -> "Events":
-        """Return the purchases alone; the counts of orders stay."""
-        of_events: dict[str, Any] = {
-            name: column[self.is_purchase] for name, column in self._asdict().items() if name != "orders"
-        }
-        return self._replace(**of_events)
+class Purchases(NamedTuple):
+    """The purchases among the events of B histories, in their order, and the pairs and shoppers that have any."""
 
-    def newest_age(self) -> NDArray[np.float64]:  # (B,)
-        """Return days since each shopper's newest event."""
-        newest = np.full(self.n_shoppers, _STRANGER_DAYS)
-        newest[self.shopper] = self.age  # ordered by time: the last assignment stays
-        return newest
+    pair: NDArray[np.int64]  # (Q,) number among the events' pairs
+    shopper: NDArray[np.int64]  # (Q,)
+    item: NDArray[np.int64]  # (Q,)
+    starts: NDArray[np.int64]  # (Q,) each pair's first purchase
+    lines: NDArray[np.int64]  # (Q,) its purchases
+    buyer: NDArray[np.int64]  # (*,) shoppers with any
+    buyer_starts: NDArray[np.int64]  # (*,) each buyer's first purchase
+    age: NDArray[np.float64]  # (O,) days
+    ago: NDArray[np.int64]  # (O,) orders since
+    quantity: NDArray[np.float32]  # (O,)
+    orders: NDArray[np.int64]  # (B,)
+    days_since_order: NDArray[np.float64]  # (B,)
+
+    @classmethod
+    def of(cls, events: Events) -> Self:
+        """Leave out all else."""
+        bought = np.flatnonzero(events.event_type == PURCHASE)
+        pair_of_each, age = events.pair[bought], events.age[bought]
+        starts = _starts(pair_of_each)
+        pair = pair_of_each[starts]
+        shopper = events.pairs.shopper[pair]
+        first_pair = _starts(shopper)
+        newest = np.full(len(events.orders), _STRANGER_DAYS)
+        newest[shopper[first_pair]] = np.minimum(np.minimum.reduceat(age, starts[first_pair]), _STRANGER_DAYS)
+        return cls(
+            pair=pair,
+            shopper=shopper,
+            item=events.pairs.item[pair],
+            starts=starts,
+            lines=np.diff(starts, append=len(bought)),
+            buyer=shopper[first_pair],
+            buyer_starts=starts[first_pair],
+            age=age,
+            ago=events.orders_ago[bought],
+            quantity=events.quantity[bought],
+            orders=events.orders,
+            days_since_order=newest,
+        )
+
+    def of_each(self, values: NDArray[Any]) -> NDArray[Any]:  # (Q,) -> (O,)
+        """Repeat what holds for a pair for each of its purchases."""
+        return np.repeat(values, self.lines)
+
+    def by_shopper(self, rows: list[NDArray[Any]], ufunc: np.ufunc = np.add) -> NDArray[np.float64]:  # R (O,) -> (R, B)
+        """Reduce each row by shopper; 0 for who bought nothing."""
+        reduced = np.zeros((len(rows), len(self.orders)))
+        reduced[:, self.buyer] = ufunc.reduceat(np.array(rows, np.float64), self.buyer_starts, axis=1)
+        return reduced
 
 
-def own_features(events: Events, shopper: NDArray[np.int64], item: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
-    """Return what the shopper's events with each candidate (P,) say, by the names of OWN."""
-    n, width = len(shopper), int(item.max(initial=0)) + 1
-    keys = shopper * width + item  # ascending
-    at_all = np.searchsorted(keys, events.shopper * width + events.item)  # every item of the history is a candidate
-    bought, at = events.purchases(), at_all[events.is_purchase]
-    lines = np.bincount(at, minlength=n)
-    missing = np.where(lines > 0, 0.0, np.nan)
-    order_keys = np.unique(at * (1 << 20) + bought.orders_ago)  # lines of one order count once
-    at_order, ago = order_keys >> 20, order_keys & ((1 << 20) - 1)
-    last_age, last_ago = _least(bought.age, at, n), _least(bought.orders_ago, at, n)
-    first_age, first_ago = -_least(-bought.age, at, n), -_least(-bought.orders_ago, at, n)
-    orders_with = np.bincount(at_order, minlength=n).astype(float)
-    orders, newest = events.orders[shopper], _days_since_order(bought)
+def own_features(bought: Purchases) -> dict[str, NDArray[Any]]:
+    """Return what a shopper's purchases of an item say of each pair with any (Q,), by the names of OWN."""
+    last, ago, age = bought.starts + bought.lines - 1, bought.ago, bought.age
+    last_age, first_age = age[last], age[bought.starts]
+    orders, newest = bought.orders[bought.shopper], bought.days_since_order[bought.shopper]
+    is_order = np.ones(len(ago), bool)  # lines of one order count once
+    is_order[1:] = ago[1:] != ago[:-1]
+    is_order[bought.starts] = True
+    since = age - bought.of_each(newest)
+    # Ten sums in one pass.
+    terms = np.empty((2 + len(HALF_LIVES_DAYS) + len(ORDER_DECAYS) + len(LAST_ORDERS), len(ago)))
+    terms[0], terms[1] = is_order, bought.quantity
+    of_days, of_decays, of_last = np.split(terms[2:], np.cumsum([len(HALF_LIVES_DAYS), len(ORDER_DECAYS)]))
+    np.exp2(since * (-1 / np.array(HALF_LIVES_DAYS))[:, None], out=of_days)
+    np.exp2(ago * np.log2(ORDER_DECAYS)[:, None], out=of_decays)
+    np.less(ago, np.array(LAST_ORDERS)[:, None], out=of_last)
+    terms[2 + len(HALF_LIVES_DAYS) :] *= is_order
+    sums = np.add.reduceat(terms, bought.starts, axis=1)
+    orders_with, pieces = sums[:2]
+    decayed, decayed_orders, in_last = np.split(sums[2:], np.cumsum([len(HALF_LIVES_DAYS), len(ORDER_DECAYS)]))
     days_between = np.where(orders_with > 1, (first_age - last_age) / np.maximum(orders_with - 1, 1), np.nan)
-    since = bought.age - newest[bought.shopper]
-    last_pieces = np.zeros(n)
-    last_pieces[at] = bought.quantity  # ordered by time: the last assignment stays
-    looks = PREFERENCE[events.event_type] * ~events.is_purchase * np.exp2(-events.age / _LOOK_HALF_LIFE_DAYS)
     return {
-        "is_own": lines > 0,
-        "orders_with": orders_with + missing,
-        "days_since_last": last_age + missing,
-        "days_to_last_order": last_age - newest[shopper] + missing,
-        "orders_since": last_ago + missing,
-        "in_last_order": (last_ago == 0) & (lines > 0),
-        "days_since_first": first_age + missing,
-        "share_of_orders": orders_with / np.maximum(orders, 1) + missing,
-        "share_since_first": orders_with / np.maximum(first_ago + 1, 1) + missing,
+        "is_own": np.ones(len(last)),
+        "orders_with": orders_with,
+        "days_since_last": last_age,
+        "days_to_last_order": last_age - newest,
+        "orders_since": ago[last],
+        "in_last_order": ago[last] == 0,
+        "days_since_first": first_age,
+        "share_of_orders": orders_with / orders,
+        "share_since_first": orders_with / (ago[bought.starts] + 1),
         "days_between": days_between,
         "due": last_age / np.maximum(days_between, 1),
-        **{
-            f"decayed_{half_life:.0f}_days": np.bincount(at, np.exp2(-since / half_life), minlength=n) + missing
-            for half_life in HALF_LIVES_DAYS
-        },
-        **{
-            f"decayed_orders_{decay}": np.bincount(at_order, decay**ago, minlength=n) + missing
-            for decay in ORDER_DECAYS
-        },
-        **{
-            f"share_of_last_{last}": np.bincount(at_order, ago < last, minlength=n) / np.clip(orders, 1, last) + missing
-            for last in LAST_ORDERS
-        },
-        "pieces_with": np.log1p(np.bincount(at, bought.quantity, minlength=n) / np.maximum(lines, 1)) + missing,
-        "last_pieces": np.log1p(last_pieces) + missing,
-        "returns": np.bincount(at_all[events.event_type == RETURN], minlength=n),
-        "looks": np.bincount(at_all, looks, minlength=n),
+        **{f"decayed_{days:.0f}_days": row for days, row in zip(HALF_LIVES_DAYS, decayed, strict=True)},
+        **{f"decayed_orders_{decay}": row for decay, row in zip(ORDER_DECAYS, decayed_orders, strict=True)},
+        **{f"share_of_last_{n}": row / np.minimum(orders, n) for n, row in zip(LAST_ORDERS, in_last, strict=True)},
+        "pieces_with": np.log1p(pieces / bought.lines),
+        "last_pieces": np.log1p(bought.quantity[last]),
     }
 
 
-def shopper_features(events: Events, n_items: int) -> dict[str, NDArray[Any]]:
+def look_features(events: Events) -> dict[str, NDArray[Any]]:
+    """Return what all other events of each pair (H,) say, by the names of OWN."""
+    others = np.flatnonzero(events.event_type != PURCHASE)
+    pair, event_type, n = events.pair[others], events.event_type[others], len(events.pairs)
+    looks = PREFERENCE[event_type] * np.exp2(events.age[others] / -_LOOK_HALF_LIFE_DAYS)
+    return {
+        "returns": np.bincount(pair[event_type == RETURN], minlength=n),
+        "looks": np.bincount(pair, looks, minlength=n),
+    }
+
+
+def shopper_features(bought: Purchases) -> dict[str, NDArray[Any]]:
     """Return what all purchases of each shopper (B,) say, by the names of SHOPPER."""
-    b, bought = events.n_shoppers, events.purchases()
-    shopper, ago, orders = bought.shopper, bought.orders_ago, events.orders
-    lines = np.bincount(shopper, minlength=b)
-    keys, at = np.unique(shopper * n_items + bought.item, return_inverse=True)
-    first_ago = -_least(-ago, at, len(keys))
-    newest = _days_since_order(bought)
-    oldest = np.maximum(-_least(-bought.age, shopper, b), 0)
-    before_last = np.minimum(_least(bought.age[ago > 0], shopper[ago > 0], b), _STRANGER_DAYS)
-    fade = _HABIT_DECAY**ago
-    repeated = np.bincount(shopper, fade * (first_ago[at] > ago), minlength=b)
-    could_repeat = np.bincount(shopper, fade * (ago < orders[shopper] - 1), minlength=b)
-    distinct = np.bincount(keys // n_items, minlength=b)
-    n_lines = np.maximum(lines, 1)
+    ago, orders, newest = bought.ago, bought.orders, bought.days_since_order
+    fade = np.exp2(ago * np.log2(_HABIT_DECAY))
+    is_repeated = bought.of_each(ago[bought.starts]) > ago
+    could_be = ago < bought.of_each(orders[bought.shopper] - 1)
+    lines, pieces, faded, repeated, could_repeat, last_lines = bought.by_shopper(
+        [np.ones(len(ago)), bought.quantity, fade, fade * is_repeated, fade * could_be, ago == 0]
+    )
+    (oldest,) = bought.by_shopper([bought.age], np.maximum)
+    before = np.where(ago > 0, np.minimum(bought.age, _STRANGER_DAYS), _STRANGER_DAYS)
+    (before_last,) = bought.by_shopper([before], np.minimum)
+    distinct = np.bincount(bought.shopper, minlength=len(orders))
+    n_orders, n_lines = np.maximum(orders, 1), np.maximum(lines, 1)
     return {
         "days_since_order": newest,
         "orders": orders,
         "days_between_orders": np.maximum(oldest - newest, 0) / np.maximum(orders - 1, 1),
-        "lines_per_order": lines / np.maximum(orders, 1),
+        "lines_per_order": lines / n_orders,
         "distinct_items": distinct,
         "repeated_lines": 1 - distinct / n_lines,
-        "last_lines": np.bincount(shopper[ago == 0], minlength=b),
+        "last_lines": last_lines,
         "habit": (repeated + 0.3) / (could_repeat + 1),
-        "recent_lines": np.bincount(shopper, fade, minlength=b)
-        / np.maximum((1 - _HABIT_DECAY**orders) / (1 - _HABIT_DECAY), 1),
-        "pieces_per_line": np.bincount(shopper, bought.quantity, minlength=b) / n_lines,
+        "recent_lines": faded / np.maximum((1 - _HABIT_DECAY**orders) / (1 - _HABIT_DECAY), 1),
+        "pieces_per_line": pieces / n_lines,
         "days_between_last_two": np.maximum(before_last - newest, 0),
     }
 
 
-def _days_since_order(bought: Events) -> NDArray[np.float64]:  # (B,)
-    return np.minimum(_least(bought.age, bought.shopper, bought.n_shoppers), _STRANGER_DAYS)
-
-
-def mean_price(events: Events, price: NDArray[np.float32]) -> NDArray[np.float64]:  # (B,)
+def mean_price(bought: Purchases, price: NDArray[np.float32]) -> NDArray[np.float64]:  # (B,)
     """Return the mean of the log prices of what each shopper bought; NaN for who bought nothing with a price."""
-    of_events = price[events.item]
-    counted = events.is_purchase & np.isfinite(of_events)
-    count = np.bincount(events.shopper[counted], minlength=events.n_shoppers)
-    total = np.bincount(events.shopper[counted], of_events[counted], minlength=events.n_shoppers)
+    of_pairs = price[bought.item]
+    is_priced = np.isfinite(of_pairs)
+    counts, n = is_priced * bought.lines, len(bought.orders)
+    count = np.bincount(bought.shopper, counts, minlength=n)
+    total = np.bincount(bought.shopper, counts * np.where(is_priced, of_pairs, 0), minlength=n)
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
 def text_fit(
-    wanted: "csr_matrix", text: NDArray[np.float32], shopper: NDArray[np.int64], item: NDArray[np.int64]
-) -> NDArray[np.float32]:  # (P,)
+    events: Events,
+    wanted: NDArray[np.float32],  # (W, H) how strongly each pair's item is wanted, in several ways
+    text: NDArray[np.float32],  # (V, T)
+    shopper: NDArray[np.int64],
+    item: NDArray[np.int64],
+) -> NDArray[np.float32]:  # (W, P)
     """Return the cosine of each candidate's title with the mean title of what its shopper wanted."""
-    taste = wanted @ text  # (B, T)
-    taste /= np.maximum(np.linalg.norm(taste, axis=1, keepdims=True), 1e-9)
-    fit: NDArray[np.float32] = np.einsum("pt,pt->p", taste[shopper], text[item])
-    return fit
+    import torch
+    from torch.nn.functional import embedding_bag
+
+    n, items = len(events.orders), torch.from_numpy(events.pairs.item)
+    starts = torch.from_numpy(np.searchsorted(events.pairs.shopper, np.arange(n)))
+    tastes = [
+        embedding_bag(items, torch.from_numpy(text), starts, mode="sum", per_sample_weights=torch.from_numpy(weights))
+        for weights in wanted
+    ]
+    taste = torch.stack(tastes, dim=1).numpy()  # (B, W, T)
+    taste /= np.maximum(np.linalg.norm(taste, axis=2, keepdims=True), 1e-9)
+    place = places(shopper, n)
+    padded = np.zeros((n, place.max(initial=-1) + 1), np.int64)
+    padded[shopper, place] = item
+    fits: NDArray[np.float32] = (taste @ text[padded].transpose(0, 2, 1)).transpose(1, 0, 2)[:, shopper, place]
+    return fits
 
 
-def _least(values: NDArray[Any], at: NDArray[np.int64], n: int) -> NDArray[np.float64]:  # (n,)
-    """Return the least value at each place; a billion where there is none."""
-    least = np.full(n, 1e9)
-    np.minimum.at(least, at, values)
-    return least
+def places(shopper: NDArray[np.int64], n: int) -> NDArray[np.int64]:  # (P,)
+    """Return where each stands among its shopper's, from 0."""
+    counts = np.bincount(shopper, minlength=n)
+    return np.arange(len(shopper)) - (np.cumsum(counts) - counts)[shopper]
 
 
 def ranks(shopper: NDArray[np.int64], values: NDArray[Any], n: int) -> NDArray[np.float32]:  # (P,)
-    """Return the rank of each value among its shopper's, from 0, greatest first."""
-    order = np.lexsort((-values, shopper))
-    starts = np.searchsorted(shopper, np.arange(n))
-    ranks = np.empty(len(shopper), np.float32)
-    ranks[order] = np.arange(len(shopper)) - starts[shopper[order]]
-    return ranks
+    """Return the rank of each value among its shopper's, from 0, greatest first; of equal ones the first is first."""
+    place = places(shopper, n)
+    costs = np.full((n, place.max(initial=-1) + 1), np.inf, np.float32)
+    costs[shopper, place] = -values
+    of_places = np.empty(costs.shape, np.float32)
+    order = np.argsort(costs, axis=1, kind="stable")
+    np.put_along_axis(of_places, order, np.arange(costs.shape[1], dtype=np.float32)[None], axis=1)
+    found: NDArray[np.float32] = of_places[shopper, place]
+    return found
 
 
-def recency_ranks(shopper: NDArray[np.int64], own: Mapping[str, NDArray[Any]], n: int) -> NDArray[np.float32]:
+def recency_ranks(bought: Purchases, own: dict[str, NDArray[Any]]) -> NDArray[np.float32]:  # (Q,)
     """Return the rank of each item that the shopper bought, those bought last first, then the most often."""
-    is_own = own["is_own"]
-    recent = np.where(is_own, 1e-3 * own["orders_with"] - own["days_to_last_order"], -np.inf)
-    return np.where(is_own, ranks(shopper, recent, n), np.nan).astype(np.float32)
+    recent = 1e-3 * own["orders_with"] - own["days_to_last_order"]
+    return ranks(bought.shopper, recent, len(bought.orders))
+
+
+def _starts(ascending: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return where each value begins."""
+    is_first = np.ones(len(ascending), bool)
+    np.not_equal(ascending[1:], ascending[:-1], out=is_first[1:])
+    return np.flatnonzero(is_first)

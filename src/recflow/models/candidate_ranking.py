@@ -3,9 +3,10 @@
 Letters as in `candidates`; R rows asked for, K items of a list, W ways in which the history leads to items.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,7 @@ from recflow.models.attribution import Attribution, Rows
 from recflow.models.candidate_scoring import CandidateScorer, Scored
 from recflow.models.candidates import FIT, Candidates
 from recflow.models.interactions import PREFERENCE, Context
-from recflow.models.ranker import dense_scores, greatest_of_others
+from recflow.models.ranker import dense_scores
 
 _OWN_HALF_LIFE_DAYS = 60.0  # of an event's share in what is said of its own item: the habit
 _LEAST_SUM = 0.3  # of what events add against its root of squares, where they nearly cancel out
@@ -31,13 +32,14 @@ class _Way(NamedTuple):
 
 
 _WAYS: Final = (
-    _Way("ease", "all", ("ease", "ease_recent", "ease_rank")),  # also the way to items that are no candidates
+    _Way("ease", "all", ("ease", "ease_recent", "ease_rank")),
     _Way("ease", "last", ("ease_last",)),
     _Way("ease", "faded", ("ease_faded",)),
     _Way("following", "all", ("following",)),
     _Way("text", "faded", ("text",)),
     _Way("text", "last", ("text_last",)),
 )
+_OF_OTHERS: Final = 0  # the way to items that are no candidates
 # (|FIT|, W) 1 where a feature comes of a way
 _OF_WAYS: Final = np.array([[name in way.features for way in _WAYS] for name in FIT], np.float32)
 
@@ -71,76 +73,106 @@ class CandidateRanking:
         Left out: that the shopper's own figures, as the days between its orders, would be others without an event.
         The rest is what remains: how the item sells, its price.
         """
-        length = self.context.items.shape[1]
+        n_events = self.context.items.shape[1]
         if not items.size:
-            return Attribution.nothing(items, length)
+            return Attribution.nothing(items, n_events)
         rows = np.arange(len(items)) if rows is None else rows
         is_item, wanted = items >= 0, np.maximum(items, 0)
-        at, is_candidate = self._find(wanted, rows)
-        own, by_way = self._effects(at, is_candidate)
-        events = own[..., None] * self._own_shares(wanted, rows)
-        for matrix, of_items in self._matrices(wanted, rows).items():
-            ways = [number for number, way in enumerate(_WAYS) if way.matrix == matrix]
-            weights = np.stack([self.candidates.weights[_WAYS[number].weight][rows] for number in ways], axis=1)
-            factors = _factors(of_items, weights, by_way[..., ways])  # (R, K, W)
-            if matrix == _WAYS[0].matrix:
-                of_others = self.assortment.recency[wanted] / greatest_of_others(self.candidates)[rows, None]
-                factors[..., 0] = np.where(is_candidate, factors[..., 0], of_others)
-            events += of_items * (factors @ weights)
+        asked = self._asked(wanted, rows)
+        events = asked.own[..., None] * self._own_shares(wanted, rows)
+        events += self._by_links(asked)
+        events += self._by_text(asked)
         events *= is_item[..., None]
         silence = self._scored.of_silence[rows]
         rest = self.scores[rows[:, None], wanted] - silence[:, None] - events.sum(axis=-1)
-        return Attribution(events.astype(np.float32), (rest * is_item).astype(np.float32))
+        return Attribution(events, (rest * is_item).astype(np.float32))
 
-    def _find(self, items: NDArray[np.int32], rows: Rows) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:  # (R, K)
-        """Return where items stand among the candidates, and which are there at all."""
+    def _asked(self, items: NDArray[np.int32], rows: Rows) -> "_Asked":
         n_items = len(self.assortment.facts)
         keys = self.candidates.shopper * n_items + self.candidates.item  # ascending
         wanted = rows[:, None] * n_items + items
         at = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
-        return at, keys[at] == wanted
-
-    def _effects(
-        self, at: NDArray[np.int64], is_candidate: NDArray[np.bool_]
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:  # (R, K), (R, K, W)
-        """Return what an item's own events add, and what each way does; 0 for items that are no candidates."""
+        is_candidate = keys[at] == wanted
         found = self.scorer.effects(self.candidates, self._scored, at[is_candidate])
         own, by_way = np.zeros(at.shape, np.float32), np.zeros((*at.shape, len(_WAYS)), np.float32)
         own[is_candidate] = found.own + found.fit[:, FIT.index("recency_rank")]  # a rank among what was bought
         by_way[is_candidate] = found.fit @ _OF_WAYS
-        return own, by_way
-
-    def _matrices(self, items: NDArray[np.int32], rows: Rows) -> dict[str, NDArray[np.float32]]:  # (R, K, L) each
-        """Look up what each event's item says of items (R, K); anything where an event is padding."""
-        known, source = self.assortment, np.maximum(self.context.items[rows] - 1, 0)
-        from_place, to_place = known.place[source][:, None], known.place[items][:, :, None]
-        takes_part = (from_place >= 0) & (to_place >= 0)
-        at = np.where(takes_part, from_place * len(known.items) + to_place, 0)
-        looked_up = {
-            name: np.where(takes_part, matrix.ravel()[at] if matrix.size else 0, 0).astype(np.float32, copy=False)
-            for name, matrix in (("ease", known.ease), ("following", known.following))
-        }
-        return looked_up | {"text": known.text[items] @ known.text[source].transpose(0, 2, 1)}
+        weights = {name: weight[rows] for name, weight in self.candidates.weights.items()}
+        return _Asked(items, rows, self.context.items[rows], is_candidate, own, by_way, weights)
 
     def _own_shares(self, items: NDArray[np.int32], rows: Rows) -> NDArray[np.float32]:  # (R, K, L)
         """Share 1 among the events with each item itself, the newer ones more; returns say nothing for it."""
-        weights = PREFERENCE[self.context.event_types] * np.exp2(self.context.ages_days / -_OWN_HALF_LIFE_DAYS)
-        own = self.context.items[rows, None] == items[..., None] + 1
-        shares = np.where(own, weights[rows, None], 0)
-        total = shares.sum(axis=-1, keepdims=True)
-        return np.asarray(shares / np.maximum(total, _TINY), np.float32)
+        source = self.context.items[rows]
+        weights = PREFERENCE[self.context.event_types[rows]]
+        weights *= np.exp2(self.context.ages_days[rows] * np.float32(-1 / _OWN_HALF_LIFE_DAYS))
+        shares = np.zeros((*items.shape, source.shape[1]), np.float32)
+        at = np.flatnonzero(items[..., None] + 1 == source[:, None])
+        of_item = at // source.shape[1]
+        weight = weights.ravel()[of_item // items.shape[1] * source.shape[1] + at % source.shape[1]]
+        total = np.bincount(of_item, weight, minlength=items.size)
+        shares.ravel()[at] = weight / np.maximum(total, _TINY)[of_item]
+        return shares
+
+    def _by_links(self, asked: "_Asked") -> NDArray[np.float32]:  # (R, K, L)
+        """Return what events add by what the matrices say of the items."""
+        known, items = self.assortment, asked.items
+        (n_rows, n_places), n_events, n_items = items.shape, asked.source.shape[1], len(known.facts)
+        parts = np.zeros((n_rows, n_places, n_events), np.float32)
+        place_of = np.full((n_rows, n_items), -1, np.int32)
+        place_of[np.arange(n_rows)[:, None], items] = np.arange(n_places)
+        of_matrix = np.where(asked.source > 0, known.place[asked.source - 1], -1).ravel()
+        linking = np.flatnonzero(of_matrix >= 0)  # of (R, L)
+        of_row = (linking // n_events * n_items)[:, None]
+        of_others = known.recency[items] / self.candidates.greatest_of_others[asked.rows, None]
+        for matrix in ("ease", "following"):
+            to, entry = known.links(of_matrix[linking], matrix)
+            place = place_of.take(to + of_row).ravel()
+            met = np.flatnonzero(place >= 0)
+            event, entry = linking[met // max(to.shape[1], 1)], entry.take(met)
+            row = event // n_events
+            item = row * n_places + place[met]  # of (R, K)
+            added = np.zeros(len(met))
+            for way, (_, weight, _) in _ways_of(matrix):
+                terms = entry * asked.weights[weight].take(event)
+                total, squares = (np.bincount(item, values, minlength=items.size) for values in (terms, terms**2))
+                of_terms = _factors(asked.by_way[..., way].ravel(), total, squares)
+                if way == _OF_OTHERS:
+                    of_terms = np.where(asked.is_candidate.ravel(), of_terms, of_others.ravel())
+                added += terms * of_terms[item]
+            parts.ravel()[item * n_events + event - row * n_events] += added.astype(np.float32)
+        first = place_of[np.arange(n_rows)[:, None], items]  # an item that stands in a list twice was met once
+        return np.take_along_axis(parts, first[..., None], axis=1) if (first != np.arange(n_places)).any() else parts
+
+    def _by_text(self, asked: "_Asked") -> NDArray[np.float32]:  # (R, K, L)
+        """Return what events add by titles that are like those of the items."""
+        text, ways = self.assortment.text, _ways_of("text")
+        alike = text[asked.items] @ text[np.maximum(asked.source - 1, 0)].transpose(0, 2, 1)
+        weights = np.stack([asked.weights[way.weight] for _, way in ways], axis=1)  # (R, 2, L)
+        total, squares = alike @ weights.transpose(0, 2, 1), alike**2 @ weights.transpose(0, 2, 1) ** 2
+        factors = _factors(asked.by_way[..., [way for way, _ in ways]], total, squares)
+        return np.asarray(alike * (factors @ weights), np.float32)
 
 
-def _factors(
-    of_items: NDArray[np.float32],  # (R, K, L) what an event's item says of an item
-    weights: NDArray[np.float32],  # (R, W, L) of the events; 0 for padding
-    effects: NDArray[np.float32],  # (R, K, W)
-) -> NDArray[np.float32]:  # (R, K, W)
+class _Asked(NamedTuple):
+    """Items whose scores are taken apart, and what is known of them."""
+
+    items: NDArray[np.int32]  # (R, K)
+    rows: Rows  # (R,)
+    source: NDArray[np.int32]  # (R, L) the events' items + 1; 0 is padding
+    is_candidate: NDArray[np.bool_]  # (R, K)
+    own: NDArray[np.float32]  # (R, K) what the events with the item itself add; 0 for what is no candidate
+    by_way: NDArray[np.float32]  # (R, K, W) what each way adds; 0 for what is no candidate
+    weights: Mapping[str, NDArray[np.float32]]  # (R, L) each event's part of what is wanted
+
+
+def _ways_of(matrix: str) -> list[tuple[int, _Way]]:
+    return [(number, way) for number, way in enumerate(_WAYS) if way.matrix == matrix]
+
+
+def _factors(effects: NDArray[Any], total: NDArray[Any], squares: NDArray[Any]) -> NDArray[Any]:
     """Return what the terms of each sum over events are multiplied with, so that they add up to its effect.
 
     Where terms nearly cancel out, they'd each be blown up without limit: there they add up to less.
     """
-    transposed = weights.transpose(0, 2, 1)
-    total, squares = of_items @ transposed, of_items**2 @ transposed**2
-    factors: NDArray[np.float32] = effects * total / np.maximum(np.maximum(total**2, _LEAST_SUM**2 * squares), _TINY)
+    factors: NDArray[Any] = effects * total / np.maximum(np.maximum(total**2, _LEAST_SUM**2 * squares), _TINY)
     return factors

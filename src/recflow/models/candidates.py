@@ -3,13 +3,14 @@
 Candidates are the items of the shopper's history, those that fit it best and sell now, and the best-sellers. Training
 and serving both come here, with a `Context` alone, so that both see the same.
 
-Letters as in `interactions`; N events of a batch, P candidates (pairs of a shopper and an item), C features.
+Letters as in `interactions`; N events of a batch, H pairs of a shopper and an item of its history, P candidates (pairs
+of a shopper and an item), Q of them that the shopper bought before, C features.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,8 @@ from recflow.models.candidate_features import (
     LAST_ORDERS,
     ORDER_DECAYS,
     Events,
+    Purchases,
+    look_features,
     mean_price,
     own_features,
     ranks,
@@ -28,10 +31,6 @@ from recflow.models.candidate_features import (
     text_fit,
 )
 from recflow.models.interactions import PREFERENCE, Context
-from recflow.models.pairs import Pairs
-
-if TYPE_CHECKING:
-    from scipy.sparse import csr_matrix
 
 _FADE_HALF_LIFE_DAYS = 45.0  # of what a shopper wanted, counted back from its newest event
 _BACKOFF = 1e-6  # far below any weight: what sells orders those that nothing else speaks for
@@ -84,6 +83,9 @@ FIT: tuple[str, ...] = (
     "ease_rank",  # among the shopper's candidates, from 0
     "recency_rank",  # among the items that it bought: those of the last orders first
 )
+# What OWN is of an item without events; the others are missing then.
+_ZERO_WITHOUT_EVENTS = ("is_own", "in_last_order", "returns", "looks")
+WITHOUT_EVENTS = np.array([0 if name in _ZERO_WITHOUT_EVENTS else np.nan for name in OWN], np.float32)
 FEATURES: tuple[str, ...] = (*OWN, *SHOPPER, *FIT, *FACTS)
 
 # What weighs the events in each of the linear scores of FIT.
@@ -104,13 +106,15 @@ class Candidates:
 
     shopper: NDArray[np.int64]  # (P,) row of the context
     item: NDArray[np.int64]  # (P,) item_idx
-    is_own: NDArray[np.bool_]  # (P,) whether the item is in the shopper's history
-    own: NDArray[np.float32]  # (P, |OWN|) NaN where there is none
+    own_at: NDArray[np.int64]  # (H,) which of them are in the shopper's history
+    own: NDArray[np.float32]  # (H, |OWN|) of those; NaN where there is none
     of_shopper: NDArray[np.float32]  # (B, |SHOPPER|)
     fit: NDArray[np.float32]  # (P, |FIT|)
     facts: NDArray[np.float32]  # (V, G) of all items
     others: NDArray[np.float32]  # (B, V) what orders the items that are no candidates: EASE by what sells now
-    weights: Mapping[str, NDArray[np.float32]]  # (B, L) each event's part of what is wanted; names as in WEIGHTS
+    events: Events
+    wanted: Mapping[str, NDArray[np.float32]]  # (N,) how strongly each event says that its item is wanted; see WEIGHTS
+    length: int  # L
 
     def __len__(self) -> int:
         """Return P."""
@@ -119,7 +123,25 @@ class Candidates:
     @cached_property
     def features(self) -> NDArray[np.float32]:  # (P, C)
         """Return all that speaks for each candidate, see FEATURES; NaN where there is none."""
-        return np.concatenate([self.own, self.of_shopper[self.shopper], self.fit, self.facts[self.item]], axis=1)
+        own = np.repeat(WITHOUT_EVENTS[None], len(self), axis=0)
+        own[self.own_at] = self.own
+        return np.concatenate([own, self.of_shopper[self.shopper], self.fit, self.facts[self.item]], axis=1)
+
+    @cached_property
+    def greatest_of_others(self) -> NDArray[np.float32]:  # (B,)
+        """Return how large what orders the items that are no candidates is at most."""
+        greatest: NDArray[np.float32] = np.maximum(self.others.max(axis=1), -self.others.min(axis=1))
+        return np.asarray(np.maximum(greatest, np.finfo(np.float32).tiny))
+
+    @cached_property
+    def weights(self) -> dict[str, NDArray[np.float32]]:  # (B, L) each
+        """Return each event's part of what is wanted, by the names of `wanted`."""
+        pairs, shape, weights = self.events.pairs, (len(self.others), self.length), {}
+        for name, wanted in self.wanted.items():
+            of_cells = np.zeros(shape, np.float32)
+            of_cells.ravel()[pairs.at] = wanted
+            weights[name] = pairs.strongest(of_cells)
+        return weights
 
 
 def find_candidates(
@@ -132,74 +154,108 @@ def find_candidates(
 ) -> Candidates:
     """Find each shopper's candidates, and compute their features."""
     events = Events.of(context)
-    weights = _weights(context, events)
-    wanted = {name: _matrix(context, weight, len(assortment.facts)) for name, weight in weights.items()}
-    ease, faded = assortment.plane(wanted["all"], assortment.ease), assortment.plane(wanted["faded"], assortment.ease)
-    others, others_lately = (ease + _BACKOFF) * assortment.recency, (faded + _BACKOFF) * assortment.recency
-    is_in_history = np.zeros(ease.shape, bool)
-    is_in_history[events.shopper, events.item] = True
-    chosen = is_in_history.copy()
+    bought, wanted = Purchases.of(events), _wanted(events)
+    strongest = {name: events.pairs.reduce(np.maximum, values) for name, values in wanted.items()}  # (H,) each
+    ease = _Sums.of(assortment, "ease", events)
+    planes = {"ease": ease.weighed(strongest["all"]), "ease_faded": ease.weighed(strongest["faded"])}  # (B, V) each
+    others, others_lately = ((plane + _BACKOFF) * assortment.recency for plane in planes.values())
+    planes["ease_last"] = ease.weighed(strongest["last"])
+    planes["following"] = _Sums.of(assortment, "following", events).weighed(strongest["all"])
+    n_items = len(assortment.facts)
+    in_history = events.pairs.shopper * n_items + events.pairs.item  # cells of (B, V), ascending
+    chosen = _best(others, n_fitting, but=in_history) | _best(others_lately, n_fitting_lately, but=in_history)
     chosen[:, assortment.best_sellers[:n_best_sellers]] = True
-    for scores, n in ((others, n_fitting), (others_lately, n_fitting_lately)):
-        _choose_best(chosen, np.where(is_in_history, -np.inf, scores), n)
-    shopper, item = np.nonzero(chosen)
-    own = own_features(events, shopper, item)
+    chosen.ravel()[in_history] = True
+    cells = np.flatnonzero(chosen)
+    shopper = cells // n_items
+    item, own_at, own = cells - shopper * n_items, np.searchsorted(cells, in_history), own_features(bought)
     price = assortment.facts[:, FACTS.index("price")]
-    fit: dict[str, NDArray[Any]] = {
-        "price_ratio": price[item] - mean_price(events, price)[shopper],
-        "ease": ease[shopper, item],
-        "ease_last": assortment.plane(wanted["last"], assortment.ease)[shopper, item],
-        "ease_faded": faded[shopper, item],
-        "following": assortment.plane(wanted["all"], assortment.following)[shopper, item],
-        "text": text_fit(wanted["faded"], assortment.text, shopper, item),
-        "text_last": text_fit(wanted["last"], assortment.text, shopper, item),
-        "ease_recent": (ease[shopper, item] * assortment.recency[item]),
-        "ease_rank": ranks(shopper, ease[shopper, item], len(context)),
-        "recency_rank": recency_ranks(shopper, own, len(context)),
-    }
+    fit: dict[str, NDArray[Any]] = {name: plane.take(cells) for name, plane in planes.items()}
+    tastes = np.stack([strongest["faded"], strongest["last"]])
+    fit["text"], fit["text_last"] = text_fit(events, tastes, assortment.text, shopper, item)
+    fit["price_ratio"] = price[item] - mean_price(bought, price)[shopper]
+    fit["ease_recent"] = fit["ease"] * assortment.recency[item]
+    fit["ease_rank"] = ranks(shopper, fit["ease"], len(context))
+    fit["recency_rank"] = np.full(len(cells), np.nan)
+    fit["recency_rank"][own_at[bought.pair]] = recency_ranks(bought, own)
     return Candidates(
         shopper=shopper,
         item=item,
-        is_own=is_in_history[shopper, item],
-        own=_columns(own, OWN),
-        of_shopper=_columns(shopper_features(events, len(assortment.facts)), SHOPPER),
+        own_at=own_at,
+        own=_own_columns(events, bought, own),
+        of_shopper=_columns(shopper_features(bought), SHOPPER),
         fit=_columns(fit, FIT),
         facts=assortment.facts,
         others=others,
-        weights=weights,
+        events=events,
+        wanted=wanted,
+        length=context.items.shape[1],
     )
 
 
-def _weights(context: Context, events: Events) -> dict[str, NDArray[np.float32]]:  # (B, L) each
+def _wanted(events: Events) -> dict[str, NDArray[np.float32]]:  # (N,) each
     """Return how strongly each event says that its item is wanted: ever, since the last order began, or faded."""
-    pairs, preference = Pairs.of(context.items), PREFERENCE[events.event_type]
-    fading = np.exp2((events.newest_age()[events.shopper] - events.age) / _FADE_HALF_LIFE_DAYS)
-    of_events = {"all": preference, "last": preference * (events.orders_ago == 0), "faded": preference * fading}
-    weights = {}
-    for name, values in of_events.items():
-        of_cells = np.zeros(context.items.shape, np.float32)
-        of_cells[context.items > 0] = values
-        weights[name] = pairs.strongest(of_cells)
-    return weights
+    preference = PREFERENCE[events.event_type]
+    age_at_newest = events.newest_age[events.pairs.shopper][events.pair] - events.age
+    fading = np.exp2(age_at_newest / _FADE_HALF_LIFE_DAYS).astype(np.float32)
+    return {"all": preference, "last": preference * (events.orders_ago == 0), "faded": preference * fading}
 
 
-def _matrix(context: Context, weights: NDArray[np.float32], n_items: int) -> "csr_matrix":  # (B, V)
-    """Return how strongly each shopper wants each item."""
-    from scipy.sparse import csr_matrix
+class _Sums(NamedTuple):
+    """What the items of histories say of all others by one of the matrices, to be added up for each shopper."""
 
-    shopper, column = np.nonzero(weights)  # no padding among them: it has no weight
-    items = context.items[shopper, column] - 1
-    return csr_matrix((weights[shopper, column], (shopper, items)), shape=(len(context), n_items))
+    pair: NDArray[np.int64]  # (*,) those whose item takes part in the matrix
+    cell: NDArray[np.int64]  # (*, S) of (B, V): the shopper and what its item speaks for
+    weight: NDArray[np.float32]  # (*, S)
+    shape: tuple[int, int]
+
+    @classmethod
+    def of(cls, assortment: Assortment, matrix: str, events: Events) -> Self:
+        """Look up the items of the histories."""
+        place, shape = assortment.place[events.pairs.item], (len(events.orders), len(assortment.facts))
+        pair = np.flatnonzero(place >= 0)
+        to, weight = assortment.links(place[pair], matrix)
+        return cls(pair, to + (events.pairs.shopper[pair] * shape[1])[:, None], weight, shape)
+
+    def weighed(self, wanted: NDArray[np.float32]) -> NDArray[np.float32]:  # (H,) -> (B, V)
+        """Add up what is said, times how strongly each item is wanted."""
+        import torch
+
+        wanted = wanted[self.pair]
+        some = np.flatnonzero(wanted)
+        cell, weight = self.cell, self.weight
+        if len(some) < len(wanted):
+            cell, weight = cell.take(some, axis=0), weight.take(some, axis=0)
+        terms = torch.from_numpy((weight * wanted[some, None]).ravel())
+        sums = torch.zeros(self.shape[0] * self.shape[1]).scatter_add_(0, torch.from_numpy(cell.ravel()), terms)
+        return sums.numpy().reshape(self.shape)
 
 
-def _choose_best(chosen: NDArray[np.bool_], scores: NDArray[np.float32], n: int) -> None:
-    """Set the n best of each row (B, V); fewer where fewer are left (-inf)."""
-    n = min(n, scores.shape[1])
-    if n:
-        best = np.argpartition(-scores, n - 1, axis=1)[:, :n]
-        rows = np.arange(len(scores))[:, None]
-        chosen[rows, best] |= scores[rows, best] > -np.inf
+def _best(scores: NDArray[np.float32], n: int, *, but: NDArray[np.int64]) -> NDArray[np.bool_]:  # (B, V)
+    """Return which are among the n best of their row, some cells left out; of those that tie for the last place none.
+
+    Where little sells, all that never did tie.
+    """
+    if not n:
+        return np.zeros(scores.shape, bool)
+    ordered = scores.copy()
+    ordered.ravel()[but] = -np.inf
+    place = scores.shape[1] - n - 1
+    if place < 0:
+        return ordered > -np.inf
+    ordered.partition(place, axis=1)
+    return scores > ordered[:, place, None]
 
 
-def _columns(values: Mapping[str, NDArray[Any]], names: tuple[str, ...]) -> NDArray[np.float32]:
-    return np.stack([np.asarray(values[name], np.float32) for name in names], axis=1)
+def _columns(values: Mapping[str, NDArray[Any]], names: Sequence[str]) -> NDArray[np.float32]:  # (*, |names|)
+    return np.array([values[name] for name in names], np.float32).T  # each column's numbers beside each other
+
+
+def _own_columns(events: Events, bought: Purchases, own: dict[str, NDArray[Any]]) -> NDArray[np.float32]:
+    """Return what the events of each pair say, (H, |OWN|), the same for those without a purchase."""
+    columns = np.repeat(WITHOUT_EVENTS[:, None], len(events.pairs), axis=1)
+    of_bought = [OWN.index(name) for name in own]
+    columns[np.array(of_bought)[:, None], bought.pair] = _columns(own, list(own)).T
+    for name, values in look_features(events).items():
+        columns[OWN.index(name)] = values
+    return columns.T

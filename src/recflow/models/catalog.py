@@ -13,19 +13,27 @@ _MODULES = {
     "ItemKNN": "recflow.models.linear",
     "EASE": "recflow.models.linear",
     "SequenceRanker": "recflow.models.sequence",
+    "NextItemRanker": "recflow.models.next_item_ranker",
     "CandidateRanker": "recflow.models.ranker",
     "TreesRanker": "recflow.models.trees",
 }
-_WITHOUT_FEATURES = frozenset({"CandidateRanker"})  # it works out all that it needs from the history itself
-
-
-def reads_features(ranker: Ranker) -> bool:
-    """Return whether a model is to be given the stored features that it was trained with."""
-    return type(ranker).__name__ not in _WITHOUT_FEATURES
 
 
 def load_ranker(folder: Path) -> Ranker:
-    """Read the model that `Ranker.save` wrote into a folder.
+    """Read the model that `Ranker.save` wrote into a folder, with the engagement stage where it has one.
+
+    Raises:
+        BundleInvalid: the folder holds no model, or one of a class that isn't known here.
+    """
+    if not (folder / "engagement").is_dir():
+        return load_retrieval(folder)
+    from recflow.models.engagement_ranking import EngagedRanker
+
+    return EngagedRanker.load(folder)
+
+
+def load_retrieval(folder: Path) -> Ranker:
+    """Read the model alone.
 
     Raises:
         BundleInvalid: the folder holds no model, or one of a class that isn't known here.

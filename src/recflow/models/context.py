@@ -90,7 +90,8 @@ class Timelines:
         *,
         length: int,
     ) -> Self:
-        """Take each shopper's last `length` events."""
+        """Take each shopper's last `length` events; as wide as the longest history, for most are short."""
+        length = min(length, max(int((ends - starts).max(initial=0)), 1))
         offsets = ends[:, None] - length + np.arange(length)  # (B, L)
         filled = offsets >= starts[:, None]
         if not len(events.item_idx):  # padding looks at the first event

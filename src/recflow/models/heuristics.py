@@ -22,6 +22,7 @@ class Popularity:
     """Ranks by purchases of the last days, alike for everybody."""
 
     name = "popularity"
+    reads_features = False
 
     def __init__(self, *, days: float = 30) -> None:
         """Set the window.
@@ -68,6 +69,7 @@ class RepeatPurchase:
     """
 
     name = "repeat_purchase"
+    reads_features = False
 
     def __init__(self, *, half_life_days: float = 60, popularity_days: float = 30) -> None:
         """Set the two time scales.

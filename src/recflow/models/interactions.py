@@ -52,6 +52,10 @@ class Interactions:
         """Return the purchases alone."""
         return self._where(self.is_purchase, self.until)
 
+    def without_items(self, item_idx: NDArray[np.integer]) -> "Interactions":
+        """Return the interactions with all other items."""
+        return self._where(~np.isin(self.item_idx, item_idx), self.until)
+
     @property
     def is_purchase(self) -> NDArray[np.bool_]:  # (N,)
         """Return which interactions are purchases."""
@@ -104,6 +108,7 @@ class Ranker(Protocol):
     """All that ranks: fitted on interactions up to a time, it scores the catalogue for shoppers."""
 
     name: str
+    reads_features: bool  # of the context: whether a shopper without its stored features is ranked any worse
 
     def fit(self, interactions: Interactions) -> Self:
         """Learn from the interactions; equal input and seed give equal scores."""

@@ -51,18 +51,23 @@ class ItemKNN:
     """
 
     name = "item_knn"
+    reads_features = False
 
-    def __init__(self, *, neighbours: int = 100, shrinkage: float = 10.0, popularity_days: float = 30) -> None:
+    def __init__(
+        self, *, neighbours: int = 100, shrinkage: float = 10.0, popularity_days: float = 30, min_support: int = 1
+    ) -> None:
         """Set the model's parameters.
 
         Args:
             neighbours: kept for each item; ties with the last one stay too.
             shrinkage: pulls similarities of items with few buyers to 0.
             popularity_days: window of the popularity that orders items without a neighbour in the history.
+            min_support: shoppers who wanted both items of a pair; with fewer their similarity is 0.
         """
         self.neighbours = neighbours
         self.shrinkage = shrinkage
         self.popularity_days = popularity_days
+        self.min_support = min_support
         self.weights: Any = None  # (V, V) csr_matrix: column j holds the neighbours of j
         self.popularity = np.zeros(0, np.float32)  # (V,) 0 to 1
 
@@ -88,6 +93,7 @@ class ItemKNN:
         dots = np.asarray((wanted[:, items].T @ wanted).todense(), np.float32)  # (C, V)
         similar = dots / np.maximum(norms[items, None] * norms[None] + self.shrinkage, 1e-12)
         similar[np.arange(len(items)), items] = 0
+        drop_unsupported(similar, wanted[:, items], wanted, self.min_support)
         kept = min(self.neighbours, similar.shape[1] - 1)
         if kept < similar.shape[1] - 1:
             floor = -np.partition(-similar, kept - 1, axis=1)[:, kept - 1 : kept]
@@ -117,6 +123,7 @@ class ItemKNN:
             "neighbours": self.neighbours,
             "shrinkage": self.shrinkage,
             "popularity_days": self.popularity_days,
+            "min_support": self.min_support,
         }
         arrays = {
             "values": self.weights.data,
@@ -132,7 +139,8 @@ class ItemKNN:
         from scipy.sparse import csr_matrix
 
         config, arrays = load_model(folder)
-        model = cls(**{name: config[name] for name in ("neighbours", "shrinkage", "popularity_days")})
+        plain = {name: config[name] for name in ("neighbours", "shrinkage", "popularity_days")}
+        model = cls(**plain, min_support=config.get("min_support", 1))
         model.popularity = arrays["popularity"]
         size = len(model.popularity)
         model.weights = csr_matrix((arrays["values"], arrays["columns"], arrays["row_ends"]), shape=(size, size))
@@ -148,8 +156,11 @@ class EASE:
     """
 
     name = "ease"
+    reads_features = False
 
-    def __init__(self, *, regularization: float = 300.0, recency_days: float = 0, max_items: int = 8000) -> None:
+    def __init__(
+        self, *, regularization: float = 300.0, recency_days: float = 0, max_items: int = 8000, min_support: int = 1
+    ) -> None:
         """Set the model's parameters.
 
         Args:
@@ -157,7 +168,9 @@ class EASE:
             recency_days: window of the popularity weight; 0 for none.
             max_items: the most wanted items that take part, the rest score by popularity alone: time grows with the
                 cube, memory with the square of their number (256 MB for 8,000).
+            min_support: shoppers who wanted both items of a pair; with fewer their weight is 0.
         """
+        self.min_support = min_support
         self.regularization = regularization
         self.recency_days = recency_days
         self.max_items = max_items
@@ -175,12 +188,18 @@ class EASE:
         self.items = np.sort(taking_part[total[taking_part] > 0]).astype(np.int32)
         wanted = wanted[:, self.items]
         self.weights = ease_weights(np.asarray((wanted.T @ wanted).todense(), np.float32), self.regularization)
+        drop_unsupported(self.weights, wanted, wanted, self.min_support)
         self.popularity = _popularity(interactions, days=self.recency_days or 30)
         return self
 
     def with_recency(self, interactions: Interactions, *, days: float) -> "EASE":
         """Return the fitted model with scores weighted by recent popularity; the weights are shared, not copied."""
-        model = EASE(regularization=self.regularization, recency_days=days, max_items=self.max_items)
+        model = EASE(
+            regularization=self.regularization,
+            recency_days=days,
+            max_items=self.max_items,
+            min_support=self.min_support,
+        )
         model.items, model.weights = self.items, self.weights
         model.popularity = _popularity(interactions, days=days)
         return model
@@ -216,6 +235,7 @@ class EASE:
             "regularization": self.regularization,
             "recency_days": self.recency_days,
             "max_items": self.max_items,
+            "min_support": self.min_support,
         }
         arrays = {"items": self.items, "weights": self.weights, "popularity": self.popularity}
         save_model(folder, self, config=config, arrays=arrays)
@@ -224,7 +244,8 @@ class EASE:
     def load(cls, folder: Path) -> Self:
         """Read back what `save` wrote."""
         config, arrays = load_model(folder)
-        model = cls(**{name: config[name] for name in ("regularization", "recency_days", "max_items")})
+        plain = {name: config[name] for name in ("regularization", "recency_days", "max_items")}
+        model = cls(**plain, min_support=config.get("min_support", 1))
         model.items, model.weights, model.popularity = arrays["items"], arrays["weights"], arrays["popularity"]
         return model
 
@@ -252,6 +273,24 @@ def item_factors(interactions: Interactions, size: int) -> NDArray[np.float32]: 
     found = vectors.T * np.sqrt(np.maximum(values, 0))
     factors[:, :rank] = found / max(float(np.sqrt((found**2).sum(axis=1).mean())), 1e-12)
     return factors
+
+
+def drop_unsupported(
+    weights: NDArray[np.float32],  # (M, J), changed in place
+    wanted: "csr_matrix",  # (U, M)
+    other: "csr_matrix",  # (U, J)
+    min_support: int,
+) -> None:
+    """Set the weights of pairs to 0 that fewer shoppers than `min_support` have: they would tell of these few.
+
+    Of pairs that nobody has, too: else a 0 among them would say that somebody has it.
+    """
+    if min_support <= 1:
+        return
+    one, two = (matrix.astype(bool).astype(np.int32) for matrix in (wanted, other))
+    both = (one.T @ two).tocsr()
+    both.data = both.data >= min_support
+    weights[~both.toarray()] = 0
 
 
 def ease_weights(gram: NDArray[np.float32], regularization: float) -> NDArray[np.float32]:  # (M, M)

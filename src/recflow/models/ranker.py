@@ -1,12 +1,12 @@
 """The second-stage ranker: a small network that weighs what speaks for each of a shopper's candidates.
 
 Items that are no candidates come after all that are, by how well they fit and sell, so that any filter leaves a list.
-Letters as in `candidates`.
+Letters as in `candidates`; K heads, I inputs and O outputs of a layer of one head.
 """
 
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, cast
 
 import numpy as np
 import torch
@@ -71,31 +71,66 @@ class FeatureScaler(nn.Module):
         return torch.nan_to_num(((scaled - self.mean) * self.rate).clamp(-CLIP, CLIP))
 
 
-class CandidateNetwork(nn.Module):
-    """Features of candidates -> a score each: a perceptron, and a linear part beside it."""
+class Blocks(nn.Module):
+    """K linear layers side by side, each of its own part of the input."""
 
-    def __init__(self, *, n_features: int = len(FEATURES), hidden: tuple[int, int] = (96, 48)) -> None:
+    def __init__(self, heads: int, n_in: int, n_out: int) -> None:
+        """Make the weights as `nn.Linear` does, for each head alone."""
+        super().__init__()
+        reach = n_in**-0.5
+        self.weight = nn.Parameter(torch.empty(heads, n_in, n_out).uniform_(-reach, reach))  # (K, I, O)
+        self.bias = nn.Parameter(torch.empty(heads, n_out).uniform_(-reach, reach))  # (K, O)
+
+    def forward(self, inputs: Tensor) -> Tensor:  # (*, K * I) -> (*, K * O)
+        """Multiply each part with its own weights."""
+        parts = inputs.reshape(*inputs.shape[:-1], *self.weight.shape[:2])  # (*, K, I)
+        outputs: Tensor = torch.einsum("...ki,kio->...ko", parts, self.weight) + self.bias
+        return outputs.flatten(-2)
+
+
+class CandidateNetwork(nn.Module):
+    """Features of candidates -> a score each: the mean of small perceptrons, and a linear part beside them.
+
+    Each perceptron learns by itself, so their mean is steadier than one as large as all of them.
+    """
+
+    def __init__(self, *, n_features: int = len(FEATURES), hidden: tuple[int, int] = (32, 16), heads: int = 1) -> None:
         """Make the weights.
 
         Args:
             n_features: C.
-            hidden: widths of the two layers between.
+            hidden: widths of the two layers between, of each perceptron.
+            heads: K perceptrons.
         """
         super().__init__()
         self.scaler = FeatureScaler(n_features)
+        self.hidden, self.heads = hidden, heads
         first, second = hidden
         self.perceptron = nn.Sequential(
-            nn.Linear(n_features, first), nn.GELU(), nn.Linear(first, second), nn.GELU(), nn.Linear(second, 1)
+            nn.Linear(n_features, heads * first),
+            nn.GELU(),
+            Blocks(heads, first, second),
+            nn.GELU(),
+            Blocks(heads, second, 1),
         )
         self.skip = nn.Linear(n_features, 1)
+
+    def layers(self) -> tuple[nn.Linear, Blocks, Blocks]:
+        """Return the layers between the activations."""
+        first, _, second, _, last = self.perceptron
+        return cast(nn.Linear, first), cast(Blocks, second), cast(Blocks, last)
 
     def forward(self, features: Tensor) -> Tensor:  # (P, C) -> (P,)
         """Score raw features."""
         return self.score_scaled(self.scaler(features))
 
-    def score_scaled(self, scaled: Tensor) -> Tensor:  # (P, C) -> (P,)
+    def score_scaled(self, scaled: Tensor) -> Tensor:  # (*, C) -> (*,)
         """Score what the scaler gave."""
-        scores: Tensor = self.perceptron(scaled)[:, 0] + self.skip(scaled)[:, 0]
+        return self.head_scores(scaled).mean(dim=-1)
+
+    def head_scores(self, scaled: Tensor) -> Tensor:  # (*, C) -> (*, K)
+        """Return the score of each perceptron, the linear part in all of them."""
+        scores: Tensor = self.perceptron(scaled) + self.skip(scaled)
         return scores
 
 
@@ -103,6 +138,7 @@ class CandidateRanker:
     """A trained network and the assortment that it looks at, as a `Ranker`."""
 
     name = "ranker"
+    reads_features = False  # the history itself is all it needs
 
     def __init__(self, network: CandidateNetwork, assortment: Assortment) -> None:
         """Wrap a trained network; its weights stay as they are from now on."""
@@ -138,8 +174,8 @@ class CandidateRanker:
         """Write the model's two files."""
         weights = {f"network.{name}": tensor.numpy() for name, tensor in self.network.state_dict().items()}
         known = {f"assortment.{name}": array for name, array in self.assortment.arrays().items()}
-        hidden = [self.network.perceptron[0].out_features, self.network.perceptron[2].out_features]
-        save_model(folder, self, config={"hidden": hidden, "features": FEATURES}, arrays=weights | known)
+        config = {"hidden": self.network.hidden, "heads": self.network.heads, "features": FEATURES}
+        save_model(folder, self, config=config, arrays=weights | known)
 
     @classmethod
     def load(cls, folder: Path) -> Self:
@@ -148,25 +184,19 @@ class CandidateRanker:
         if tuple(config["features"]) != FEATURES:
             raise BundleInvalid(f"{folder}: the model knows other features of candidates. Train or publish it again.")
         first, second = config["hidden"]
-        network = CandidateNetwork(hidden=(first, second))
+        network = CandidateNetwork(hidden=(first, second), heads=config["heads"])
         network.load_state_dict({name: torch.from_numpy(array) for name, array in _below("network.", arrays).items()})
         return cls(network, Assortment.from_arrays(_below("assortment.", arrays)))
 
 
 def dense_scores(candidates: Candidates, scores: NDArray[np.float32]) -> NDArray[np.float32]:  # (P,) -> (B, V)
     """Put the candidates' scores in place, and all other items one to three below the last candidate."""
-    others = candidates.others
-    least = np.full(len(others), np.inf, np.float32)
+    least = np.full(len(candidates.others), np.inf, np.float32)
     np.minimum.at(least, candidates.shopper, scores)
-    dense = least[:, None] - 2 + others / greatest_of_others(candidates)[:, None]
+    dense = candidates.others / candidates.greatest_of_others[:, None]
+    dense += (least - 2)[:, None]
     dense[candidates.shopper, candidates.item] = scores
-    return dense.astype(np.float32)
-
-
-def greatest_of_others(candidates: Candidates) -> NDArray[np.float32]:  # (B,)
-    """Return how large what orders the items that are no candidates is at most."""
-    greatest: NDArray[np.float32] = np.abs(candidates.others).max(axis=1)
-    return np.maximum(greatest, np.finfo(np.float32).tiny)
+    return dense
 
 
 def _below(prefix: str, arrays: dict[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:

@@ -28,6 +28,7 @@ class SequenceRanker:
     """A trained sequence model as a `Ranker`, and a `Factored` one."""
 
     name = "sequence"
+    reads_features = True
 
     def __init__(self, model: SequenceModel) -> None:
         """Wrap a trained model; its weights stay as they are from now on."""

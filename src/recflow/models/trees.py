@@ -73,6 +73,7 @@ class TreesRanker:
     """Grown trees and the assortment that they look at, as a `Ranker`."""
 
     name = "lightgbm"
+    reads_features = False
 
     def __init__(self, booster: "Booster", assortment: Assortment) -> None:
         """Wrap what `grow_trees` returned."""

@@ -63,13 +63,14 @@ def champion_model(version: str, folder: Path) -> ScoringModel:
 
 
 def candidate_model(until: date, settings: Settings) -> ScoringModel | None:
-    """Return the day's sequence model, None where it wasn't trained yet."""
+    """Return the day's second stage, or its sequence model where that alone was fitted; None where neither is there."""
     storage = Storage(settings)
     candidates = storage.folder("candidates", str(until))
     training_set = storage.folder("training_sets", str(until))
+    released = [candidates / name / "release" for name in ("ranker", "sequence")]
     model = ScoringModel(
         name=f"candidate of {until}",
-        weights=candidates / "sequence" / "release",
+        weights=next((folder for folder in released if folder.exists()), released[0]),
         encoder=candidates / "encoder.json",
         items=training_set / "items.parquet",
         history_length=settings.features.history_length,

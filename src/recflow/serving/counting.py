@@ -2,7 +2,8 @@
 
 Pairs are counted some items at a time and the best few kept, so that memory grows with V x N and never with V x V.
 
-Letters: U users, V items, P purchases, C countries, N neighbours kept per item, R rows (customers or orders).
+Letters: U users, V items, P purchases, C countries, N neighbours kept per item, R rows (customers or orders),
+Q pairs of items.
 """
 
 from collections.abc import Callable
@@ -46,7 +47,7 @@ def build_tables(
         window_days: days before `interactions.until` that popularity looks at.
         n_neighbours: kept per item of each kind.
         min_customers: pairs that fewer customers bought are left out: chance, and it would name them.
-        min_orders: pairs that are in fewer orders are left out.
+        min_orders: pairs that are in fewer orders are left out, and those in orders of fewer than `min_customers`.
         min_country_buyers: countries where fewer bought in the window have no row: their few would be the country.
         max_countries: rows at most, of the countries with most buyers: a row costs 12 bytes an item.
     """
@@ -71,7 +72,7 @@ def build_tables(
         events=np.bincount(interactions.item_idx, minlength=n_items).astype(np.int32),
         countries=countries,
         window_days=window_days,
-        **_orders(purchases, n_neighbours, min_orders),
+        **_orders(purchases, n_neighbours, min_orders=min_orders, min_customers=min_customers),
         **_weeks(purchases, _first_moment(interactions), of_country),
         **_sold_days(purchases),
         **_reorders(purchases),
@@ -81,7 +82,7 @@ def build_tables(
 # -- orders
 
 
-def _orders(purchases: Interactions, n_neighbours: int, min_orders: int) -> dict[str, Any]:
+def _orders(purchases: Interactions, n_neighbours: int, *, min_orders: int, min_customers: int) -> dict[str, Any]:
     """Count orders: by item, and by pair those that have both more often than chance puts them together."""
     order_idx = _order_idx(purchases)
     total = int(order_idx[-1]) + 1 if len(order_idx) else 0
@@ -91,7 +92,12 @@ def _orders(purchases: Interactions, n_neighbours: int, min_orders: int) -> dict
     def surplus(item: NDArray[np.int32], other: NDArray[np.int32], count: NDArray[np.int32]) -> NDArray[Any]:
         return count - orders[item] * (orders[other] / max(total, 1))
 
-    neighbours, both = best_pairs(cells, n_neighbours, min_count=min_orders, rank=surplus)
+    # Twice as many as are kept: who orders the same two again and again is one customer, and those pairs go.
+    neighbours, both = best_pairs(cells, 2 * n_neighbours, min_count=min_orders, rank=surplus)
+    customer = np.zeros(total, np.int32)
+    customer[order_idx] = purchases.user_idx
+    neighbours, both = _of_several(neighbours, both, cells, customer, min_customers)
+    neighbours, both = neighbours[:, :n_neighbours], both[:, :n_neighbours]
     return {
         "all_orders": np.array([total], dtype=np.int32),
         "orders": orders,
@@ -105,6 +111,46 @@ def _order_idx(purchases: Interactions) -> NDArray[np.int64]:  # (P,)
     user, moment = purchases.user_idx, purchases.timestamp
     is_new = (user[1:] != user[:-1]) | (moment[1:] != moment[:-1])
     return np.concatenate([[0], np.cumsum(is_new)])[: len(user)].astype(np.int64)
+
+
+def _of_several(
+    neighbours: NDArray[np.int32],  # (V, N) -1 where there are fewer
+    counts: NDArray[np.int32],  # (V, N) orders
+    cells: "csr_matrix",  # (orders, V) of ones
+    customer: NDArray[np.int32],  # (orders,)
+    min_customers: int,
+) -> tuple[NDArray[np.int32], NDArray[np.int32]]:  # (V, N) each
+    """Leave out pairs whose orders are of too few customers; what is left moves up."""
+    items, places = np.nonzero(neighbours >= 0)
+    is_kept = np.zeros(neighbours.shape, bool)
+    found = customers_of_pairs(cells, customer, items, neighbours[items, places])
+    is_kept[items, places] = found >= min_customers
+    order = np.argsort(~is_kept, axis=1, kind="stable")
+    kept = np.take_along_axis(is_kept, order, axis=1)
+    up, with_both = (np.take_along_axis(table, order, axis=1) for table in (neighbours, counts))
+    return np.where(kept, up, -1).astype(np.int32), np.where(kept, with_both, 0).astype(np.int32)
+
+
+def customers_of_pairs(
+    cells: "csr_matrix",  # (orders, V) of ones
+    customer: NDArray[np.int32],  # (orders,)
+    one: NDArray[np.integer],  # (Q,) item_idx
+    other: NDArray[np.integer],  # (Q,)
+) -> NDArray[np.int64]:  # (Q,)
+    """Count the customers who have both items of each pair in one order; some pairs at a time, for memory."""
+    from scipy.sparse import csr_matrix
+
+    by_item = cells.T.tocsr()
+    orders = np.diff(by_item.indptr)
+    shape = (len(customer), int(customer.max(initial=0)) + 1)
+    of_customer = csr_matrix((np.ones(len(customer), np.int32), (np.arange(len(customer)), customer)), shape=shape)
+    found = np.zeros(len(one), np.int64)
+    work = np.cumsum(orders[one] + orders[other])
+    bounds = np.searchsorted(work, np.arange(0, work[-1] if len(work) else 0, _PAIRS_AT_ONCE), side="left")
+    for first, end in pairwise([*np.unique(bounds).tolist(), len(one)]):
+        both = by_item[one[first:end]].multiply(by_item[other[first:end]]).tocsr()
+        found[first:end] = np.diff((both @ of_customer).tocsr().indptr)
+    return found
 
 
 def best_pairs(

@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 
 from recflow.console import log
 from recflow.models.attribution import Attribution, Ranking
-from recflow.models.catalog import reads_features
 from recflow.models.context import Timelines
 from recflow.models.interactions import PURCHASE
 from recflow.schema import EVENT_TYPES, day_end
@@ -208,7 +207,7 @@ class Recommender:
             return Fallback(kind="popularity", why=why)
         if not shopper.is_known:
             return Fallback(kind="session_only", why=shopper.failure or "nothing is stored of this shopper")
-        if features is None and reads_features(self.bundle.ranker):
+        if features is None and self.bundle.ranker.reads_features:
             return Fallback(kind="session_only", why="the stored features aren't those of the model")
         return None
 

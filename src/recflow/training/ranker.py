@@ -2,9 +2,10 @@
 
 Loss of a shopper: the cross-entropy of a softmax over all of its candidates, and one more over those that it never
 bought, each summed over what it bought and divided by the square root of how many that is: the second keeps the
-items that are new to a shopper apart, where most purchases are repeats.
+items that are new to a shopper apart, where most purchases are repeats. Each of the network's heads has a loss of its
+own: a loss of their mean would have them share out the work, and the mean of one that learned alone is no steadier.
 
-Letters as in `windows`; S candidates of a batch.
+Letters as in `windows`; S candidates of a batch, K heads.
 """
 
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ _BATCH_SIZE = 64  # shoppers, about 10,000 candidates: half of them are seen, se
 _KEPT = 0.5  # share of the candidates not bought that a step sees, drawn anew: half the time, the same figures
 _SCALED_ON = 50_000  # candidates, evenly spread, that the features' scales are taken from
 _WEIGHT_DECAY = 1e-4
+_HIDDEN = (32, 16)  # of each head: eight of them take twice the time of one
 _WARM_UP = 0.1  # share of the steps until the learning rate is at its peak
 
 
@@ -84,7 +86,7 @@ class CandidateTraining(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss over all candidates plus that over the new ones."""
-        scores, new = self.network.score_scaled(batch.features), batch.is_new
+        scores, new = self.network.head_scores(batch.features), batch.is_new
         everything = set_loss(scores, batch.shopper, batch.is_wanted, n_shoppers=batch.n_shoppers)
         among_new = set_loss(scores[new], batch.shopper[new], batch.is_wanted[new], n_shoppers=batch.n_shoppers)
         return everything + among_new
@@ -99,34 +101,47 @@ class CandidateTraining(pl.LightningModule):
 
 
 def set_loss(
-    scores: Tensor,  # (S,)
+    scores: Tensor,  # (S, K)
     shopper: Tensor,  # (S,)
     is_wanted: Tensor,  # (S,) bool
     *,
     n_shoppers: int,
 ) -> Tensor:  # ()
-    """Return the mean over shoppers, who want anything, of their cross-entropy over the root of what they want."""
-    wanted = is_wanted.float()
-    count = torch.zeros(n_shoppers).index_add(0, shopper, wanted)
-    greatest = torch.full((n_shoppers,), -torch.inf).scatter_reduce(0, shopper, scores.detach(), "amax")[shopper]
-    total = torch.zeros(n_shoppers).index_add(0, shopper, torch.exp(scores - greatest))
-    log_p = scores - greatest - torch.log(total[shopper])
-    return -(log_p * wanted / count.clamp(min=1)[shopper].sqrt()).sum() / (count > 0).sum().clamp(min=1)
+    """Return the mean over shoppers, who want anything, of their cross-entropy over the root of what they want.
+
+    And over heads.
+    """
+    count = torch.zeros(n_shoppers).index_add(0, shopper, is_wanted.float())
+    weight = is_wanted / count.clamp(min=1)[shopper].sqrt()
+    heads, of_heads = scores.shape[1], shopper[:, None].expand_as(scores)
+    greatest = torch.full((n_shoppers, heads), -torch.inf).scatter_reduce(0, of_heads, scores.detach(), "amax")
+    scores = scores - greatest[shopper]
+    total = torch.zeros(n_shoppers, heads).index_add(0, shopper, torch.exp(scores))
+    log_p = (scores - torch.log(total)[shopper]).mean(dim=1)
+    return -(log_p * weight).sum() / (count > 0).sum().clamp(min=1)
 
 
-def fit_ranker(windows: CandidateWindows, cuts: list[date], *, before: date | None = None) -> CandidateRanker:
+def fit_ranker(
+    windows: CandidateWindows,
+    cuts: list[date],
+    *,
+    before: date | None = None,
+    network: CandidateNetwork | None = None,
+) -> CandidateRanker:
     """Train on the latest windows of the given cuts; equal arguments give equal weights.
 
     Args:
         windows: where candidates come from, with the settings.
         cuts: of windows to learn from; the latest `ranker_windows` of them count.
         before: the day as of which the ranker knows the shop; without it, the end of all data.
+        network: one to go on from, whose scales stay; without it, a new one.
     """
     window, settings = windows.latest(cuts), windows.settings
     torch.set_num_threads(settings.threads)
     torch.manual_seed(settings.seed)
-    network = CandidateNetwork()
-    network.scaler.learn(window.features[:: -(-len(window.features) // _SCALED_ON)])
+    if network is None:
+        network = CandidateNetwork(hidden=_HIDDEN, heads=settings.ranker_heads)
+        network.scaler.learn(window.features[:: -(-len(window.features) // _SCALED_ON)])
     with torch.no_grad():
         scaled = network.scaler(torch.from_numpy(window.features))
     training = CandidateTraining(network, Batches(window, scaled, seed=settings.seed), settings)

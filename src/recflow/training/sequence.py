@@ -6,7 +6,7 @@ tasks *any* and *new*.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -214,6 +214,7 @@ def fit_sequence(
     before: date | None = None,
     validation_cut: date | None = None,
     epochs: int | None = None,
+    grow: Callable[[SequenceModel], SequenceModel] | None = None,
 ) -> Fitted:
     """Train on the windows of the given cuts, going on from the last checkpoint where there is one.
 
@@ -226,6 +227,7 @@ def fit_sequence(
         before: only events before this day decide where the items' embeddings start; without it, all.
         validation_cut: the window that decides when to stop; the weights of its best epoch are kept.
         epochs: without validation, how many to train.
+        grow: makes of the network, as it would start, one that goes on from an earlier one.
     """
     n_epochs = epochs or settings.max_epochs
     windows = Windows(training_set, encoders, cuts, settings=settings)
@@ -234,7 +236,8 @@ def fit_sequence(
     )
     torch.set_num_threads(settings.threads)
     torch.manual_seed(_seed(settings.seed, "weights", 0))
-    training = SequenceTraining(_model(training_set, encoders, settings, before), windows, validation)
+    model = _model(training_set, encoders, settings, before)
+    training = SequenceTraining(model if grow is None else grow(model), windows, validation)
     callbacks: list[Callback] = [
         ModelCheckpoint(checkpoints, filename="{epoch}", save_top_k=-1, save_last=False, save_on_train_epoch_end=True)
     ]

@@ -54,6 +54,7 @@ class CandidateWindows:
                 text=self._text,
                 regularization=self.settings.ease_regularization,
                 max_items=self.settings.ease_max_items,
+                min_support=self.settings.min_support,
             )
             self._newest = (before, made)
         return self._newest[1]
@@ -61,6 +62,11 @@ class CandidateWindows:
     def latest(self, cuts: Sequence[date]) -> Window:
         """Return the latest windows of those given, as many as a ranker learns from."""
         return Window.join([self.window(cut) for cut in sorted(cuts)[-self.settings.ranker_windows :]])
+
+    def shoppers(self, cuts: Sequence[date]) -> NDArray[np.int32]:  # (B,)
+        """Return the user_idx of each shopper of `latest`."""
+        rows = [self._rows(cut) for cut in sorted(cuts)[-self.settings.ranker_windows :]]
+        return self.training_set.examples.user_idx[np.concatenate(rows)]
 
     def window(self, cut: date) -> Window:
         """Return the candidates of a cut's shoppers."""
