@@ -75,11 +75,12 @@ def _on_the_rise(bundle: Bundle, now: int, before: float, country: str | None) -
 
 
 def new_arrivals(recommender: Recommender, request: NewArrivalsRequest, ranked: Ranked, row: int) -> ItemsAnswer:
-    """Return items without history (`Bundle.is_new`), those first that read like what the shopper likes.
+    """Return items without history (`Bundle.is_new`), those first that suit what the shopper likes.
 
-    score = cosine of the item with the shopper's profile, the sum of the vectors of the history's items weighted by
-    what was done (a purchase 1, a look 0.2) x 2^(-age / 60 days). Without a profile the newest come first. What the
-    shopper has bought already isn't new to them.
+    The events of the history are weighted by what was done (a purchase 1, a look 0.2) x 2^(-age / 60 days). score =
+    sum of what they say of the item by `Bundle.cold`; where that says nothing, the cosine of the item with the
+    shopper's profile, the weighted sum of the vectors of the history's items. Without a profile the newest come first.
+    What the shopper has bought already isn't new to them.
     """
     bundle, shopper = recommender.bundle, ranked.shoppers[row]
     items, weights, is_purchase = _history(ranked, row)  # (H,)
@@ -91,7 +92,10 @@ def new_arrivals(recommender: Recommender, request: NewArrivalsRequest, ranked: 
     fallback = None
     if norm > 0:
         scores = bundle.vectors @ (profile / norm) + _NEWER * scores
-    else:
+    learned = _learned(bundle, items, weights)
+    if learned is not None:
+        scores = _NEWER * scores + learned  # of equal ones the one that reads like the profile comes first
+    elif norm == 0:
         known = ranked.fallbacks[row]
         why = known["why"] if known else "nothing of the shopper's history has a title"
         fallback = Fallback(kind="popularity", why=f"{why}: the newest first")
@@ -114,6 +118,19 @@ def _history(ranked: Ranked, row: int) -> tuple[NDArray[np.int64], NDArray[np.fl
     age_days = (ranked.shoppers[row].history.as_of_us - timelines.timestamps_us[row][filled]) / _DAY_US
     weights = PREFERENCE[event_types] * 0.5 ** (np.maximum(age_days, 0) / _HALF_LIFE_DAYS)
     return items, weights.astype(np.float32), event_types == PURCHASE
+
+
+def _learned(
+    bundle: Bundle, items: NDArray[np.int64], weights: NDArray[np.float32]
+) -> NDArray[np.float32] | None:  # (V,) None where nothing is said
+    """Return what a history says of the new items, 0 for others."""
+    if bundle.cold is None:
+        return None
+    taste = np.bincount(items, weights, minlength=len(bundle.vectors)).astype(np.float32)
+    of_new = bundle.cold.score(taste[None])[0]
+    learned = np.zeros(len(bundle.vectors), np.float32)
+    learned[bundle.cold.items] = of_new
+    return learned if of_new.any() else None
 
 
 def _newness(bundle: Bundle) -> NDArray[np.float64]:  # (V,) 1: first seen on the last day of data; 0: unknown
