@@ -38,7 +38,11 @@ def test_a_training_set_is_as_if_they_had_never_been_there(
     settings, until = erased[0], shop[1]
     folder = settings.home / "training_sets" / str(until)
     assert set(GONE) <= set(training_set.users["user_id"].to_pylist())
+    report = settings.home / "evaluations" / str(until) / "report.html"
+    report.parent.mkdir(parents=True)
+    report.write_text("<h2>Means</h2>\n<!-- shoppers -->\n<svg>shopper 1</svg>\n<!-- /shoppers -->\n<p>All.</p>")
     leave_out(erased[1], settings)
+    assert report.read_text() == "<h2>Means</h2>\n\n<p>All.</p>"  # who was shown can't be told: all go
     assert all(traces(folder, user_id) == [] for user_id in GONE)
     left = {path.stem: pq.read_table(path) for path in folder.glob("*.parquet")}
     found = json.loads((folder / "manifest.json").read_text())

@@ -6,6 +6,7 @@
         events.parquet         user_idx, item_idx, event_timestamp, event_type, quantity, unit_price; by user and time
         examples.parquet       one row per (user, cut) with a purchase in the window; raw user features as of the cut
         item_features.parquet  one row per (cut, item); raw item features as of the cut, and as of the end of `until`
+        impressions.parquet    one row per slate that was shown, see `impressions`; only where they are logged
 
 A cut is a moment, UTC midnight before its day. Features as known at the cut: the snapshot of the day before. Targets
 within [cut, cut + holdout_days). The last cut is the hold-out; the windows of all others end at or before it.
@@ -23,9 +24,12 @@ import pyarrow.parquet as pq
 from recflow import featurestore
 from recflow.errors import FeatureError, MissingInput, TrainingError
 from recflow.models.interactions import PURCHASE
+from recflow.models.slates import FILE
 from recflow.schema import EVENT_TYPES, HISTORY_EVENT_TYPES, ITEMS, TIMESTAMP
 from recflow.settings import Settings
 from recflow.storage import Artifact, Storage, content_hash
+from recflow.training.impressions import counts_of, logged_slates
+from recflow.training.impressions import cuts_of as slate_cuts
 
 _EVENT_COLUMNS = ["user_id", "item_id", "event_timestamp", "event_type", "quantity", "unit_price", "country"]
 _TABLES: dict[Literal["user", "item"], str] = {"user": "user_purchase_stats", "item": "item_sales_stats"}
@@ -46,15 +50,21 @@ def build_training_set(until: date, settings: Settings) -> Artifact:
     examples = _examples(events, cuts, settings)
     holdout_start = cuts[-1]
     _refuse_too_little(examples, holdout_start, until, settings)
+    slates = logged_slates(storage, cuts, until, users=users, items=items, events=events, settings=settings.training)
     with storage.writing_folder("training_sets", str(until)) as (folder, manifest):
         pq.write_table(items, folder / "items.parquet", compression="zstd")
         pq.write_table(users, folder / "users.parquet", compression="zstd")
         pq.write_table(events, folder / "events.parquet", compression="zstd")
         examples = _with_user_features(storage, examples, users, names["user"])
         pq.write_table(examples, folder / "examples.parquet", compression="zstd")
-        item_features = _item_features(storage, items, cuts, until, names["item"])
+        shown_on = [day for day in slate_cuts(slates) if day > holdout_start]
+        item_features = _item_features(storage, items, [*cuts, *shown_on], until, names["item"])
         pq.write_table(item_features, folder / "item_features.parquet", compression="zstd")
         hashed = [content_hash(table) for table in (items, events, examples, item_features)]
+        if slates.num_rows:
+            slates = _with_user_features(storage, slates, users, names["user"])
+            pq.write_table(slates, folder / FILE, compression="zstd")
+            hashed.append(content_hash(slates))
         by_cut = dict(zip(*np.unique(examples["cut"].to_numpy(), return_counts=True), strict=True))
         manifest |= {
             "until": str(until),
@@ -65,6 +75,7 @@ def build_training_set(until: date, settings: Settings) -> Artifact:
             "user_features": names["user"],
             "item_features": names["item"],
             "cuts": [str(cut) for cut in cuts],
+            "impressions": counts_of(slates, holdout_start),
             "counts": {
                 "items": items.num_rows,
                 "users": users.num_rows,

@@ -1,0 +1,104 @@
+"""A retrieval model with the engagement stage above it, as one `Ranker`: its best items in order of what they're worth.
+
+The rest stay behind, as the retrieval has them. Scores stay on the retrieval's scale, for what comes after may mix
+them: among the items that are put in order, an item's lies as far between the last score and the first as its worth
+lies between nothing and the greatest.
+
+Letters as in `interactions`; N best items of the retrieval, R rows asked for, K items of a list.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Final, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recflow.models.attribution import Attribution, Ranking, Rows
+from recflow.models.engagement import Engagement
+from recflow.models.engagement_inputs import Retrieved
+from recflow.models.interactions import Context, Interactions, Ranker, top_k
+
+FOLDER: Final = "engagement"  # below the retrieval model's own files
+
+
+class EngagedRanker:
+    """A retrieval model and the stage that was trained on its scores."""
+
+    reads_features = True  # the stage does, see `engagement_inputs`
+
+    def __init__(self, retrieval: Ranker, stage: Engagement) -> None:
+        """Put the stage above the model, whose name stays."""
+        self.retrieval, self.stage, self.name = retrieval, stage, retrieval.name
+
+    def fit(self, interactions: Interactions) -> Self:
+        """Refuse: the stage learns from impressions, see `training.engagement`."""
+        raise TypeError("an engagement stage is trained by recflow.training.engagement, not fitted on interactions")
+
+    def score(self, context: Context) -> NDArray[np.float32]:  # (B, V)
+        """Score every item."""
+        return self.rank(context).scores
+
+    def rank(self, context: Context) -> "EngagedRanking":
+        """Rank with the retrieval model; its best are put in order when that is first asked for."""
+        return self.over(self.retrieval.rank(context), context)
+
+    def over(self, ranking: Ranking, context: Context) -> "EngagedRanking":
+        """Put the best of a ranking that the retrieval model made of the context in order."""
+        return EngagedRanking(ranking, self.stage, context)
+
+    def save(self, folder: Path) -> None:
+        """Write the retrieval model's files, and the stage's below them."""
+        self.retrieval.save(folder)
+        (folder / FOLDER).mkdir()
+        self.stage.save(folder / FOLDER)
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Read back what `save` wrote."""
+        from recflow.models.catalog import load_retrieval
+
+        return cls(load_retrieval(folder), Engagement.load(folder / FOLDER))
+
+
+@dataclass(frozen=True)
+class EngagedRanking:
+    """The retrieval's ranking of B shoppers with its best items in another order."""
+
+    retrieval: Ranking
+    stage: Engagement
+    context: Context
+
+    @cached_property
+    def scores(self) -> NDArray[np.float32]:  # (B, V)
+        """Return a score for every item, see the module."""
+        retrieved = self.retrieval.scores
+        items, found = top_k(retrieved, self.stage.depth)  # (B, N)
+        shopper, place = np.nonzero(items >= 0)
+        if not len(shopper):
+            return retrieved
+        item = items[shopper, place].astype(np.int64)
+        n_known = (items >= 0).sum(axis=1)
+        best, last = found[:, 0], found[np.arange(len(found)), np.maximum(n_known, 1) - 1]  # (B,)
+        pairs = Retrieved(shopper, item, found[shopper, place], best, last, place + 1, items.shape[1])
+        inputs = self.stage.inputs(self.context, pairs)
+        worth = self.stage.values(self.stage.calibrated(self.stage.chances(inputs)), inputs)
+        greatest = np.zeros(len(items), np.float32)
+        np.maximum.at(greatest, shopper, worth)
+        # Where all of them score alike there is no room for an order: a little of their size makes some.
+        span = np.maximum(best - last, 1e-3 * np.maximum(np.abs(best), 1))  # (B,)
+        scores = retrieved.copy()
+        share = worth / np.maximum(greatest[shopper], np.finfo(np.float32).tiny)
+        scores[shopper, item] = last[shopper] + span[shopper] * share
+        return scores
+
+    def attribute(self, items: NDArray[np.int32], rows: Rows | None = None) -> Attribution:
+        """Take scores apart as the retrieval does; what the stage adds or takes off is in the rest."""
+        found = self.retrieval.attribute(items, rows)
+        return Attribution(found.events, found.rest + self.added(items, rows))
+
+    def added(self, items: NDArray[np.int32], rows: Rows | None = None) -> NDArray[np.float32]:  # (R, K)
+        """Return what the stage adds to the retrieval's scores of items; 0 for an item of -1."""
+        at = (np.arange(len(items)) if rows is None else rows)[:, None], np.maximum(items, 0)
+        return np.where(items >= 0, self.scores[at] - self.retrieval.scores[at], 0).astype(np.float32)
