@@ -13,9 +13,13 @@ in `verdicts/DAY/manifest.json`.
 | `build_training_set`, `MissingInput` | events or snapshots through the day are missing | run `prepare_data` for the missing days, then clear |
 | `build_training_set` or `train`, `TrainingError` | too little to learn from | wait for more days, or look at the last days' quarantine |
 | `train`, killed or timed out | out of memory, or a slow machine | clear it: it resumes from its last checkpoint |
-| `evaluate`, `RegistryError` or `BundleInvalid` | the champion can't be scored again | `recflow models list`, then roll back to a sound version |
+| `train` or `evaluate`, `RegistryError` or `BundleInvalid` | the champion can't be read, to go on from or to score again | `recflow models list`, then roll back to a sound version |
 | `watch_drift`, `LeaseHeld` | the DAG of that name looks at the same days; tried again | nothing |
 | `gate` is skipped | no candidate is good enough | nothing tonight; read the sentences and the report in `evaluations/DAY/` |
+
+`train` is in full or incremental, going on from the champion's networks: the first sentence of its log says which and
+why, and so does `start` in `candidates/DAY/manifest.json`. The param `retrain` (`auto`, `full`, `incremental`) decides
+for once; `training.retrain` for good.
 
 By hand: trigger with `{"until": "2011-11-30"}`, or `recflow run train --until 2011-11-30` and so on. The endpoint
 never depends on this DAG: it goes on with the champion.
@@ -24,7 +28,7 @@ never depends on this DAG: it goes on with the champion.
 from datetime import timedelta
 from typing import Any
 
-from airflow.sdk import dag, task
+from airflow.sdk import Param, dag, task
 from airflow.sdk.exceptions import AirflowSkipException
 from recflow_assets import FEATURES, GATED_MODEL, RETRAINING
 from recflow_tasks import DEFAULT_ARGS, day_param, is_asked_for, until_of
@@ -37,7 +41,15 @@ from recflow.settings import load_settings
     schedule=FEATURES | RETRAINING,
     max_active_runs=1,
     default_args=DEFAULT_ARGS,
-    params={"until": day_param("Last day of data to learn from, included; a run by hand has to name it.")},
+    params={
+        "until": day_param("Last day of data to learn from, included; a run by hand has to name it."),
+        "retrain": Param(
+            None,
+            "auto: in full or going on from the champion, by rule; empty: as set in training.retrain.",
+            type=["null", "string"],
+            enum=[None, "auto", "full", "incremental"],
+        ),
+    },
     tags=["recflow"],
 )
 def train_model() -> None:
@@ -60,7 +72,9 @@ def train_model() -> None:
     def train(**context: Any) -> str:
         from recflow.pipeline import train
 
-        return train(until_of(context), load_settings()).uri
+        asked = context["params"].get("retrain")
+        settings = load_settings(training={"retrain": asked}) if asked else load_settings()
+        return train(until_of(context), settings).uri
 
     @task(execution_timeout=timedelta(hours=2))
     def evaluate(**context: Any) -> str:

@@ -34,7 +34,7 @@ def _step(function: Callable[[Subject, Settings], Artifact]) -> Callable[[Subjec
             storage.clear_leftovers()
             artifact = function(subject, settings)
             facts |= {"output": artifact.uri}
-            facts |= {key: artifact.manifest[key] for key in ("views",) if key in artifact.manifest}
+            facts |= {key: artifact.manifest[key] for key in ("views", "start") if key in artifact.manifest}
             return artifact
 
     return run
@@ -131,9 +131,10 @@ def build_training_set(until: date, settings: Settings) -> Artifact:
 @_step
 def train(until: date, settings: Settings) -> Artifact:
     """Training set -> every candidate, fitted for the hold-out and for release; see `training.fit`."""
+    from recflow.registry.versions import champion
     from recflow.training.fit import train
 
-    return train(until, settings)
+    return train(until, settings, champion=champion(settings))
 
 
 @_step

@@ -53,6 +53,7 @@ def collect(days: Days, settings: Settings, *, records: Sequence[Mapping[str, An
         "closed_days": sum(bool(manifest["closed"]) for manifest in published),
         "features": _features(days, settings, records),
         "models": _models(until, storage),
+        "training": storage.read_folder("candidates", until).manifest["start"]["sentence"],
         "drift": _drift(until, storage),
         "gate": {name: verdict[name] for name in ("passed", "candidate", "sentences")},
         "version": champion_version(settings),
@@ -180,7 +181,8 @@ def _model_tables(summary: Mapping[str, Any]) -> "list[RenderableType]":
     gate = _table("Gate", "sentence")
     for sentence in summary["gate"]["sentences"]:
         gate.add_row(sentence)
-    return [models, drift, gate, Text(f"Served: version {summary['version']}\n", style="bold")]
+    served = f"{summary['training']}\nServed: version {summary['version']}\n"
+    return [models, drift, gate, Text(served, style="bold")]
 
 
 def _customer_tables(asked: Mapping[str, Any]) -> "list[RenderableType]":

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from recflow.bench import retail
+from recflow.bench import ablation, retail
 from recflow.bench.retail import Judged, bench_retail, clustered_mean, summarize
 from recflow.cli import app
 from recflow.errors import FeedError
@@ -53,7 +53,7 @@ def report(feed: Path, home: Path) -> dict[str, Any]:
 def test_every_candidate_is_measured_at_every_cutoff(report: dict[str, Any]) -> None:
     rows = pd.DataFrame(report["figures"])
     assert set(rows["cutoff"]) == {*map(str, CUTOFFS), "all"}
-    names = {"popularity", "repeat_purchase", "item_knn", "ease", "ease_recent", "sequence", "ranker", "lightgbm"}
+    names = {"popularity", "repeat_purchase", "item_knn", "ease", "ease_recent", "ranker", "lightgbm"}
     assert all(set(part["candidate"]) == names for _, part in rows.groupby("cutoff"))
     assert rows[["any", "new"]].to_numpy().min() >= 0
     assert rows[["any", "new"]].to_numpy().max() <= 1
@@ -63,7 +63,26 @@ def test_every_candidate_is_measured_at_every_cutoff(report: dict[str, Any]) -> 
     costs = pd.DataFrame(report["costs"]).set_index("cpu_seconds")
     assert set(costs.index) == set(map(str, CUTOFFS))
     assert set(costs) == names | {"windows"}
-    assert (costs["sequence"] > 0).all()
+    assert (costs["ranker"] > 0).all()
+
+
+def test_an_ablation_judges_its_rows_on_the_same_days(
+    report: dict[str, Any], feed: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ablation, "RETAIL", {ablation.FULL: ablation.Part(), "one": ablation.Part(among_new=False)})
+    out = home.parent / "docs" / "ablation.md"
+    settings = load_settings(home=home, training={**SMALL, "seed": 0})
+    tables = ablation.bench_ablation(
+        settings, sequences=None, attributes=None, retail=feed, cutoff=CUTOFFS[1], seeds=[0], out=out
+    )
+    full, one = tables["retail"]
+    figures = {(row["cutoff"], row["candidate"]): row for row in report["figures"]}
+    ranker = figures[str(CUTOFFS[1]), "ranker"]
+    assert (full["any"], full["new"]) == (ranker["any"], ranker["new"])  # the same model, fitted apart
+    assert one["any_minus_full"] == pytest.approx(one["any"] - full["any"], abs=1e-4)
+    page = out.read_text()
+    assert f"| full | 1 | {full['any']:.4f} | +0.0000 | {full['new']:.4f} | +0.0000 |" in page
+    assert str(feed) not in page  # where data lay is nobody else's business
 
 
 def test_the_best_is_held_against_lightgbm_and_groups_are_shown(report: dict[str, Any]) -> None:
@@ -136,6 +155,46 @@ def test_what_comes_after_a_holdout_changes_nothing_of_it(report: dict[str, Any]
         row["candidate"]: (row["any"], row["new"]) for row in report["figures"] if row["cutoff"] == str(CUTOFFS[1])
     }
     assert ours == theirs
+
+
+def test_incremental_trainings_are_held_against_full_ones(
+    report: dict[str, Any], feed: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from recflow.bench import incremental
+
+    last = CUTOFFS[0] - timedelta(days=1)
+    settings = load_settings(home=home, training=SMALL | {"ranker_heads": 2, "ranker_epochs": 4})
+    found = incremental.bench_incremental(feed, settings, days=1, until=last, full_every=1)
+    rows = pd.DataFrame(found["figures"])
+    assert rows["until"].tolist() == [str(last), "mean"]
+    # What goes on from a trained network is about as good as it; from scratch one epoch of one window gives nothing.
+    assert rows["full_any"][0] > 0.2
+    assert rows["kept"][0] > 0.8
+    assert (rows["any"][0], rows["new"][0]) != (rows["full_any"][0], rows["full_new"][0])
+    assert 0 < found["costs"][-1]["share"] < 1
+    kept = sorted(path.name for path in (home / "bench" / "retail" / "incremental").glob("*/ranker"))
+    assert len(kept) == 3  # two full ones and the last step, which others may go on from
+    monkeypatch.setattr(incremental, "build_training_set", None)  # nothing is measured twice
+    again = incremental.bench_incremental(feed, settings, days=1, until=last, full_every=1)
+    assert again == found
+
+
+def test_withheld_and_launched_items_are_ranked_by_content(
+    report: dict[str, Any], feed: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from recflow.bench.cold import bench_cold
+    from recflow.models import cold_items
+
+    monkeypatch.setattr(cold_items, "_LEAST_KNOWN", 10)
+    found = bench_cold(feed, CUTOFFS, load_settings(home=home, training=SMALL))
+    figures = pd.DataFrame(found["figures"]).set_index(["test", "task", "scorer"])["ndcg"]
+    assert {"withheld"} <= set(figures.index.get_level_values("test")) <= {"withheld", "launched"}
+    assert figures["withheld"].between(0.2, 1).all()  # of 8 items any order finds all
+    assert figures["withheld", "any"].nunique() > 2
+    leads = {(row["test"], row["task"]): row for row in found["leads"]}
+    assert leads["withheld", "any"]["users"] > leads["withheld", "new"]["users"] > 10
+    assert [row["cutoff"] for row in found["full_list"]] == [str(cutoff) for cutoff in CUTOFFS]
+    assert all(row["withheld_without"] <= row["withheld_with"] for row in found["full_list"])
 
 
 def test_the_command_prints_its_tables(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

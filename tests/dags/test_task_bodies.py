@@ -81,6 +81,17 @@ def test_a_model_task_is_one_step_until_the_day(call: Any, asked: Any, task_id: 
     assert context.emitted() == ({"gated_model": {"until": "2011-01-09"}} if task_id == "gate" else {})
 
 
+@pytest.mark.parametrize(("param", "meant"), [(None, "incremental"), ("full", "full"), ("auto", "auto")])
+def test_a_person_says_how_to_train_for_once(
+    call: Any, asked: Any, monkeypatch: pytest.MonkeyPatch, param: str | None, meant: str
+) -> None:
+    monkeypatch.setenv("RECFLOW_TRAINING__RETRAIN", "incremental")
+    monkeypatch.setenv("RECFLOW_TRAINING__MAX_WINDOWS", "7")
+    call("train_model", "train", **Context(until="2011-01-09", retrain=param))
+    training = asked[0][2].training
+    assert (training.retrain, training.max_windows) == (meant, 7)
+
+
 def test_a_gate_that_rejects_is_skipped_with_its_sentences(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from airflow.sdk.exceptions import AirflowSkipException
 

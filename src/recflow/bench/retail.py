@@ -111,7 +111,7 @@ def bench_retail(
     """
     window = timedelta(days=settings.training.holdout_days - 1)
     wanted = sorted(set(cutoffs), reverse=True)
-    own = _prepared(data, wanted[0] + window, settings)
+    own = prepared(data, wanted[0] + window, settings)
     judged, seconds = {}, {}
     for cutoff in wanted:
         log.info("cut-off %s", cutoff)
@@ -241,7 +241,7 @@ def _ndcg(shown: Lists, holdout: Holdout, task: Task) -> NDArray[np.float64]:  #
 # -- the home
 
 
-def _prepared(data: Path, last: date, settings: Settings) -> Settings:
+def prepared(data: Path, last: date, settings: Settings) -> Settings:
     """Return settings of a home that has the days through `last`; what another folder of data left there goes."""
     from recflow import featurestore, pipeline
     from recflow.events.ingest import feed_start
