@@ -141,7 +141,10 @@ async def model(shop: "Shop", call: Call) -> ModelAnswer:
     """Say which version answers, and where it comes from."""
     recommender = shop.recommender()
     facts = recommender.bundle.facts
-    lineage = ("snapshot_hash", "feature_service", "user_features", "item_features", "holdout_start", "files", "index")
+    lineage = (
+        *("snapshot_hash", "feature_service", "user_features", "item_features"),
+        *("holdout_start", "files", "index", "privacy"),
+    )
     moments = recommender.moments
     return ModelAnswer(
         request_id=call.request_id,
