@@ -17,9 +17,9 @@ from recflow.settings import Settings, load_settings
 from recflow.storage import Storage
 from tests.shops import START, invoice_lines, write_invoice_days
 
-# One epoch of a small model, few resamples; the shop is too small for the gate's floors.
+# One epoch of a small model, few trees and resamples; the shop is too small for the gate's floors.
 SMALL: dict[str, dict[str, Any]] = {
-    "training": {"max_epochs": 1, "embedding_size": 8, "sequence_length": 16, "batch_size": 64},
+    "training": {"ranker_epochs": 1, "ranker_heads": 2, "ranker_windows": 3, "lightgbm_rounds": 5},
     "evaluation": {"resamples": 100},
     "gate": {"min_users": 5, "max_loss_to_popularity": 0.9},
 }

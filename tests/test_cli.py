@@ -23,6 +23,8 @@ from tests.line_run import DAYS, SMALL, walked
 from tests.shops import invoice_lines, write_invoice_days
 from tests.traces import traces
 
+pytestmark = pytest.mark.xdist_group("line")
+
 VERBS = [
     [], ["demo"], ["run"], ["line"], ["recommend"], ["serve"], ["simulate"],
     ["data"], ["data", "fetch"], ["models"], ["models", "list"], ["models", "show"], ["models", "promote"],
@@ -31,6 +33,8 @@ VERBS = [
     ["keys"], ["keys", "create"], ["keys", "list"], ["keys", "revoke"],
     ["features"], ["features", "list"], ["bench"], ["bench", "daily"],
     ["bench", "serve"], ["bench", "retrieval"], ["bench", "sequences"], ["bench", "retail"],
+    ["bench", "ablation"], ["bench", "cold"], ["bench", "incremental"], ["bench", "scale"],
+    ["bench", "train"], ["tune"],
 ]  # fmt: skip
 
 HISTORY = 9  # days with events before the day that goes wrong: more than the volume rule's week

@@ -20,6 +20,8 @@ from recflow.storage import Storage
 from tests.line_run import DAYS, SMALL, walked
 from tests.shops import invoice_lines, write_invoice_days
 
+pytestmark = pytest.mark.xdist_group("line")
+
 CHECKOUT = Path(__file__).resolve().parents[1]
 LINE = [
     "erase", "ingest", "validate", "build_features", "materialize",
@@ -47,7 +49,7 @@ def test_a_step_has_one_name_in_the_line_the_commands_and_the_readme() -> None:
     assert [step.__name__ for step in (*pipeline.DAILY, *pipeline.MODEL, pipeline.publish)] == LINE
     assert [step.value for step in cli.Step] == LINE
     rows = re.findall(r"^\| `(\w+)` \|", (CHECKOUT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
-    assert rows == LINE
+    assert rows[: len(LINE)] == LINE
 
 
 def test_a_step_has_the_same_name_in_airflow() -> None:

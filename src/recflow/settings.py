@@ -16,6 +16,7 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, ValidationInfo, field_validator
+from pydantic.types import NonNegativeFloat
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from recflow.errors import SettingsError
@@ -24,6 +25,8 @@ CONFIG_FILE = "recflow.toml"
 _PREFIX = "RECFLOW_"
 MIN_KEY_CHARACTERS = 32  # of a secret key: 128 bits in hexadecimal digits
 _CONFIG_VARIABLE = "RECFLOW_CONFIG"  # names another file than ./recflow.toml
+
+NetworkName = Literal["transformer", "gru", "lstm", "factors", "graph"]  # see models/encoders.py
 
 
 class _Section(BaseModel):
@@ -74,7 +77,8 @@ class ValidationSettings(_Section):
 class FeatureSettings(_Section):
     """What the feature store holds."""
 
-    history_length: int = Field(default=100, ge=1, le=1000)  # the user's last events kept for the model
+    # The user's last events kept for the model; 100 lost 0.002 and 0.009 of NDCG@10 at two cut-offs (adr/0010).
+    history_length: int = Field(default=400, ge=1, le=1000)
     # Days that a backfill computes in one pass; fewer need less memory. A year of a shop with 4,000 users: 1 GB.
     bulk_days: int = Field(default=366, ge=1)
     # Where the endpoint reads a shopper's row. sqlite: <home>/feast/online.db, for one machine; redis or postgres where
@@ -107,31 +111,74 @@ class TrainingSettings(_Section):
     max_windows: int = Field(default=26, ge=1)  # latest training windows that are kept: half a year by weeks
     min_examples: int = Field(default=20, ge=1)  # shoppers who bought in a window; fewer teach nothing but noise
 
+    # Whether the champion's networks go on (incremental) or all is learned anew (full): auto goes by the rules of
+    # training/full_or_not.py; the others are for once, by hand. incremental is full where nothing is to go on from.
+    retrain: Literal["auto", "full", "incremental"] = "auto"
+    full_every_days: int = Field(default=7, ge=1)  # of data since the last full training
+    max_incremental_loss: float = Field(default=0.05, ge=0, lt=1)  # of NDCG@10, against the last full training
+    incremental_windows: int = Field(default=1, ge=1)  # newest ones that networks go on with, for one epoch
+    incremental_rate: float = Field(default=0.1, gt=0, le=1)  # of the learning rates; see adr/0014
+
     popularity_days: float = Field(default=30, gt=0)  # window of the popularity baseline and of every back-off
     repeat_half_life_days: float = Field(default=60, gt=0)  # age at which a purchase counts half for a repeat
     knn_neighbours: int = Field(default=100, ge=1)  # kept for each item
     knn_shrinkage: float = Field(default=10.0, ge=0)  # pulls similarities of rarely bought items to 0
     ease_regularization: float = Field(default=300.0, gt=0)  # lambda of Steck 2019, in users
     ease_recency_days: float = Field(default=45, gt=0)  # window of the popularity that weights `ease_recent`
+    # Shoppers who must have wanted both items of a pair before item_knn, ease and what the ranker knows of pairs learn
+    # from it: with 1, a weight may tell what a single person bought. See adr/0015.
+    min_support: int = Field(default=2, ge=1)
     ease_max_items: int = Field(default=8000, ge=1)  # most wanted items that take part: memory is their square, 256 MB
 
-    # Also fit `ranker`, which the gate takes where it is the best, and `lightgbm` to hold it against. Lists are better
-    # (`recflow bench retail`), but a request takes four times the processor's time in the model, training half as long
-    # again, and a worker 100 MB more; see adr/0010.
-    second_stage: bool = False
-    ranker_windows: int = Field(default=8, ge=1)  # latest windows that the ranker learns from: 16 gave 0.002 more
+    # Fit `ranker`, and `lightgbm` to hold it against: its lists are the best (`recflow bench retail`), see adr/0010.
+    second_stage: bool = True
+    # Also fit `sequence`: it needs no candidates and has an index, for catalogues beyond `ease_max_items`.
+    sequence_model: bool = False
+    ranker_windows: int = Field(default=8, ge=1)  # latest windows that the ranker learns from; 12 were no better
     ranker_window_shoppers: int = Field(default=2000, ge=1)  # drawn from a window: 80 MB of features
+    ranker_heads: int = Field(default=8, ge=1)  # small perceptrons whose mean is the score
     ranker_epochs: int = Field(default=4, ge=1)  # with 6, NDCG@10 of *any* was 0.002 to 0.004 lower
     ranker_learning_rate: float = Field(default=3e-3, gt=0)  # peak of AdamW's, in one cycle
 
     # Trees of the yardstick `lightgbm`, see models/trees.py; 0: it is left out, and training takes 20 CPU seconds less.
     lightgbm_rounds: int = Field(default=120, ge=0)
 
+    # Also fit `next_item_<name>` of each: what is taken next, learned from the order of the shop's own events, from
+    # titles and the vectors below; see adr/0016.
+    networks: tuple[NetworkName, ...] = ()
+    network_epochs: int = Field(default=6, ge=1)  # at most
+    # Parquet with `item_id` and `vector`, a list of numbers: what else is known of items, for the networks.
+    item_vectors: Path | None = None
+    # Folder that the items' `image_uri` name files of: a small network makes vectors of the images, for the networks.
+    image_folder: Path | None = None
+
+    # The engagement stage over the candidates' scores, see adr/0013. It learns from the items that were shown and what
+    # followed; a feed without impressions has none.
+    engagement_min_clicks: int = Field(default=500, ge=1)  # in the hold-out; with fewer the stage is left out
+    engagement_days: int = Field(default=28, ge=0)  # before the hold-out whose slates teach as well, without scores
+    engagement_hours: float = Field(default=24.0, gt=0)  # after an impression in which what follows counts as its
+    engagement_slates: int = Field(default=10_000, ge=1)  # drawn, before the hold-out and in it: 50 MB each
+    engagement_epochs: int = Field(default=4, ge=1)
+    engagement_depth: int = Field(default=100, ge=2)  # best items of a candidate's that are put in order; rest: behind
+    # What a click, a cart and a purchase are worth: items stand in order of the sum, each by its calibrated chance. A
+    # purchase is a cart and a click as well. As the models weigh events, see `models.interactions.PREFERENCE`.
+    engagement_gains: tuple[NonNegativeFloat, NonNegativeFloat, NonNegativeFloat] = (0.2, 0.3, 0.5)
+
+    # dp: the ranker's network is trained with differential privacy, one shopper being what it hides; networks without
+    # it aren't trained then, and none is served. Lists are worse, see adr/0015 for how much and for what is covered.
+    privacy: Literal["none", "dp"] = "none"
+    dp_epsilon: float = Field(default=8.0, gt=0)  # of both fits of a training together; smaller hides more
+    dp_delta: float = Field(default=1e-5, gt=0, lt=1)  # well below one over the number of shoppers
+    dp_max_grad_norm: float = Field(default=1.0, gt=0)  # length that a shopper's gradient is cut to
+    dp_steps: int = Field(default=50, ge=1)  # of a fit; noise grows with their root
+    dp_sample_share: float = Field(default=0.25, gt=0, le=1)  # chance of each shopper to be drawn for a step
+
     text_encoder: str = "wordllama"  # or a sentence-transformers model that lies on this machine
     # CPU threads of a fit. 1: layers this small gain a quarter from a second one on an idle machine, and on a busy one
     # the threads' waiting for each other costs three times the CPU.
     threads: int = Field(default=1, ge=1)
     accelerator: str = "auto"  # Lightning's name: auto, cpu, gpu, ...
+    devices: int = Field(default=1, ge=1)  # of the accelerator that share each batch of `networks`, a process each
     embedding_size: int = Field(default=64, ge=8)  # width of items and of the sequence; a multiple of `heads`
     sequence_length: int = Field(default=48, ge=1)  # newest events the transformer reads, of features.history_length
     layers: int = Field(default=1, ge=0)  # full self-attention layers below the one that reads the history out
@@ -155,6 +202,8 @@ class EvaluationSettings(_Section):
     # By candidate name; the best of them on each task is what the others are shown against.
     baselines: tuple[str, ...] = ("popularity", "repeat_purchase", "item_knn", "ease", "ease_recent", "lightgbm")
     cold_item_buyers: int = Field(default=5, ge=1)  # an item with fewer buyers before the hold-out is cold
+    # Shoppers without names whose lists the report takes apart by their own events; 0: none. None with `privacy` dp.
+    example_shoppers: int = Field(default=3, ge=0, le=10)
 
 
 class GateSettings(_Section):

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from recflow.errors import MissingInput, TrainingError
 from recflow.evaluation import scoring
-from recflow.evaluation.evaluate import evaluate
+from recflow.evaluation.evaluate import _privacy, evaluate
 from recflow.evaluation.figures import read_figures, selection_scores
 from recflow.evaluation.gate import judge
 from recflow.evaluation.holdout import open_holdout
@@ -355,6 +355,31 @@ def test_the_report_is_one_page_that_needs_nothing_else(settings: Settings, writ
     assert artifact.manifest["users"] == {"any": 3, "new": 2}
     assert artifact.manifest["models"]["popularity"]["any"]["recall_at_10"] == 1
     json.loads((folder / "metrics.json").read_text(), parse_constant=lambda name: pytest.fail(name))
+
+
+def test_privacy_stands_in_the_report_and_a_champion_without_it_is_passed_over(
+    settings: Settings, write_candidates: WriteCandidates, write_bundle: WriteBundle
+) -> None:
+    write_candidates({"ranker": popularity(BESTSELLERS)})
+    file = Storage(settings).folder("candidates", str(UNTIL)) / "manifest.json"
+    kept = {"epsilon": 7.993, "delta": 1e-5, "unit": "shopper", "shoppers": 2022, "covers": "the network"}
+    privacy = {"mode": "dp", "min_support": 2, "guarantees": {"ranker": kept}}
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"privacy": privacy}))
+    same = popularity(BESTSELLERS)
+    champion = write_bundle(ITEMS, release=same, holdout=same, until="2011-03-01", holdout_start="2011-02-21")
+    asked = settings.model_copy(update={"training": settings.training.model_copy(update={"privacy": "dp"})})
+    artifact = evaluate(UNTIL, champion, asked)
+    assert read_figures(artifact)["champion"] is None
+    assert artifact.manifest["privacy"] == {**privacy, "asked": "dp", "passed_over": "7"}
+    page = (Path(artifact.uri) / "report.html").read_text(encoding="utf-8")
+    assert "at epsilon 7.99, delta 1e-05, for one\nshopper of 2,022" in page
+
+    assert _privacy(file.parent, champion, settings) == ({**privacy, "asked": "none", "passed_over": None}, champion)
+    bundle = champion.folder / "bundle.json"
+    bundle.write_text(json.dumps({"privacy": {"mode": "dp"}}))
+    assert _privacy(file.parent, champion, asked)[1] is champion
+    bundle.write_text("{")
+    assert _privacy(file.parent, champion, asked)[1] is None
 
 
 def test_without_candidates_the_message_names_the_step(settings: Settings) -> None:

@@ -90,6 +90,36 @@ def test_the_candidate_is_the_best_by_selection_baselines_included() -> None:
     assert verdict(content)["candidate"] == "ease"  # equal: by name, so that every run picks the same
 
 
+GUARANTEE = {"ranker": {"epsilon": 7.99, "delta": 1e-5}}
+
+
+@pytest.mark.parametrize(
+    ("candidate", "asked", "mode", "support", "guarantees", "passes"),
+    [
+        ("ease", "none", "none", 1, {}, True),
+        ("ease", "dp", "dp", 2, {}, True),  # it counts, and every pair has its support
+        ("ease", "dp", "dp", 1, {}, False),
+        ("ease", "dp", "none", 2, {}, False),  # of a training before the settings asked
+        ("ranker", "dp", "dp", 2, GUARANTEE, True),
+        ("ranker", "dp", "dp", 2, {}, False),
+        ("sequence", "dp", "dp", 2, GUARANTEE, False),
+        ("sequence", "none", "none", 2, {}, True),
+    ],
+)
+def test_nothing_less_private_than_asked_is_served(
+    candidate: str, asked: str, mode: str, support: int, guarantees: dict[str, Any], passes: bool
+) -> None:
+    content = figures()
+    content["models"][candidate] = content["models"]["ease"]
+    content["selection"] = {candidate: 1.0}
+    privacy = {"asked": asked, "mode": mode, "min_support": support, "guarantees": guarantees, "passed_over": None}
+    found = verdict(content | {"privacy": privacy})
+    assert found["passed"] == passes
+    assert failed(found) == (set() if passes else {"privacy_is_as_asked"})
+    if not passes:
+        assert "settings ask for 'dp'" in found["sentences"][0]
+
+
 def test_a_rejection_names_every_reason_in_one_sentence() -> None:
     worse = figures(model(0.181, 0.070), champion=model(0.194, 0.110))
     found = verdict(worse)

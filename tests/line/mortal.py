@@ -214,7 +214,7 @@ def _import_everything() -> None:
         import recflow.serving.batch
         import recflow.training.erase
         import recflow.training.fit
-        import recflow.training.sequence
+        import recflow.training.ranker
         import recflow.validation.validate  # noqa: F401
 
 

@@ -35,6 +35,8 @@ from tests.line_run import (
     walked,
 )
 
+pytestmark = pytest.mark.xdist_group("line")
+
 K = 20
 
 

@@ -93,9 +93,10 @@ def test_holdout_parts_have_not_seen_the_holdout(shop: Shop, candidates: Path, t
     assert trees[0] == trees[1]
 
 
-def test_the_second_stage_is_asked_for(training_set: TrainingSet, tmp_path: Path) -> None:
-    settings = load_settings(home=tmp_path, training=SMALL | {"second_stage": False}).training
-    assert Fitting(training_set, settings, tmp_path).names == NAMES[:-1]
+def test_the_learned_models_can_be_left_out(training_set: TrainingSet, tmp_path: Path) -> None:
+    left_out = SMALL | {"second_stage": False, "sequence_model": False}
+    settings = load_settings(home=tmp_path, training=left_out).training
+    assert Fitting(training_set, settings, tmp_path).names == NAMES[:5]
 
 
 def test_without_rounds_there_is_no_yardstick(training_set: TrainingSet, tmp_path: Path) -> None:

@@ -140,6 +140,31 @@ def line(
     _done(artifact)
 
 
+@app.command()
+def tune(
+    until: Annotated[date, typer.Option(parser=parse_day, metavar="YYYY-MM-DD", help="Last day of a training set.")],
+    candidate: Annotated[str, typer.Option(help="Whose settings: ranker, sequence, ease_recent, ...")] = "ranker",
+    trials: Annotated[int, typer.Option(min=1, help="In all, with those of earlier calls.")] = 20,
+    max_minutes: Annotated[float | None, typer.Option(min=0.01, help="Of this call, by the clock.")] = None,
+    validations: Annotated[int, typer.Option(min=1, help="Latest windows to judge on, never the hold-out.")] = 1,
+    json: Annotated[Path | None, typer.Option(help="Also write the figures to this file.")] = None,
+) -> None:
+    """Try settings of training on the windows before the hold-out; print the best as lines for recflow.toml.
+
+    Started again, it goes on. Every trial is a run in MLflow, too.
+    """
+    from recflow.storage import write_json
+    from recflow.tuning import tune
+
+    found = tune(
+        until, load_settings(), candidate=candidate, trials=trials, max_minutes=max_minutes, validations=validations
+    )
+    if json:
+        write_json(json, found)
+    print_table(found["trials"])
+    say(found["toml"])
+
+
 # -- answers
 
 

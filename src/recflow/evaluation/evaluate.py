@@ -9,15 +9,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recflow.console import log
-from recflow.evaluation.figures import CHAMPION, FILE, list_lengths, measure
+from recflow.evaluation.attribution import Example, measure_attribution
+from recflow.evaluation.engagement import measure_engagement
+from recflow.evaluation.figures import CHAMPION, FILE, best_of, list_lengths, measure
 from recflow.evaluation.holdout import TASKS, Holdout, open_holdout
 from recflow.evaluation.report import write_report
 from recflow.evaluation.scoring import Lists, NotComparable, candidate_lists, champion_lists, released_names
+from recflow.models.catalog import load_ranker
 from recflow.models.dataset import TrainingSet
+from recflow.models.features import Encoders
 from recflow.settings import Settings
 from recflow.storage import Artifact, Release, Storage
 
 NOUN = "evaluations"
+_NO_PRIVACY: dict[str, Any] = {"mode": "none", "min_support": 1, "guarantees": {}}  # of what was trained without a word
 
 
 def evaluate(until: date, champion: Release | None, settings: Settings) -> Artifact:
@@ -36,6 +41,7 @@ def evaluate(until: date, champion: Release | None, settings: Settings) -> Artif
     holdout = open_holdout(training, settings.evaluation)
     released, k = released_names(candidates), list_lengths(settings.evaluation)[-1]
     lists = candidate_lists(candidates, holdout, k=k)
+    privacy, champion = _privacy(candidates, champion, settings)
     entry = _score_champion(champion, holdout, lists, k=k)
     figures = {
         "until": name,
@@ -50,9 +56,12 @@ def evaluate(until: date, champion: Release | None, settings: Settings) -> Artif
     # The gate picks among those that can be served; a yardstick is shown, and has its part in the scale.
     figures["selection"] = {name: figures["selection"][name] for name in released}
     figures["champion"] = entry and {**entry, "figures": own}
+    figures["privacy"] = privacy
+    figures["engagement"] = _engagement(training, candidates, figures["selection"], settings)
+    figures["attribution"], examples = _attribution(candidates, best_of(figures["selection"]), lists, holdout, settings)
     with storage.writing_folder(NOUN, name) as (folder, manifest):
         (folder / FILE).write_text(json.dumps(figures, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        write_report(figures, folder)
+        write_report(figures, folder, examples=[] if settings.training.privacy == "dp" else examples)
         manifest |= {
             "until": name,
             "holdout_start": figures["holdout_start"],
@@ -61,8 +70,52 @@ def evaluate(until: date, champion: Release | None, settings: Settings) -> Artif
             "selection": figures["selection"],
             "models": {name: _values(model) for name, model in figures["models"].items()},
             "report": "report.html",
+            "privacy": privacy,
         }
     return storage.read_folder(NOUN, name)
+
+
+def _privacy(candidates: Path, champion: Release | None, settings: Settings) -> tuple[dict[str, Any], Release | None]:
+    """Return what is asked and kept of people's privacy, and the champion that candidates are held against.
+
+    That is none where settings ask for differential privacy and the champion has none: a model that is free to learn
+    what it likes ranks better, and would stay for ever.
+    """
+    manifest = json.loads((candidates / "manifest.json").read_text(encoding="utf-8"))
+    privacy = {**manifest.get("privacy", _NO_PRIVACY), "asked": settings.training.privacy, "passed_over": None}
+    if champion is None or settings.training.privacy == "none":
+        return privacy, champion
+    try:
+        bundle = json.loads((champion.folder / "bundle.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        bundle = {}  # nothing is known of it
+    if bundle.get("privacy", _NO_PRIVACY)["mode"] == settings.training.privacy:
+        return privacy, champion
+    log.warning("Champion %s has no differential privacy: no candidate is held against it", champion.version)
+    return {**privacy, "passed_over": champion.version}, None
+
+
+def _engagement(
+    training: TrainingSet, candidates: Path, selection: dict[str, float], settings: Settings
+) -> dict[str, Any] | None:
+    """Return the figures of the engagement stage over the best candidate, or why there is none."""
+    trained = json.loads((candidates / "manifest.json").read_text(encoding="utf-8")).get("engagement")
+    if not trained:
+        return None
+    best = best_of(selection)
+    found = measure_engagement(training, candidates, best, settings) if trained["trained"] else None
+    if trained["trained"] and found is None:
+        return {"sentence": f"{trained['sentence']} There is none over {best}."}
+    return {"sentence": trained["sentence"], **(found or {})}
+
+
+def _attribution(
+    candidates: Path, best: str, lists: dict[str, Lists], holdout: Holdout, settings: Settings
+) -> tuple[dict[str, Any], list[Example]]:
+    """Take the scores of the best candidate apart, see `evaluation.attribution`."""
+    ranker, encoders = load_ranker(candidates / best / "holdout"), Encoders.load(candidates / "encoder.json")
+    found, examples = measure_attribution(ranker, lists[best].items["any"], holdout, encoders, settings.evaluation)
+    return {"candidate": best, **found}, examples
 
 
 def _score_champion(

@@ -121,6 +121,11 @@ def selection_scores(models: Mapping[str, Any]) -> dict[str, float]:
     return ratios
 
 
+def best_of(selection: Mapping[str, float]) -> str:
+    """Return the candidate that the gate looks at: the best score, of equal ones the first by name."""
+    return max(sorted(selection), key=lambda name: float(selection[name]))
+
+
 def read_figures(evaluation: Artifact) -> dict[str, Any]:
     """Return the figures of an evaluation's folder."""
     return dict(json.loads((Path(evaluation.uri) / FILE).read_text(encoding="utf-8")))

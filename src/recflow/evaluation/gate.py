@@ -12,13 +12,15 @@ from typing import Any
 
 from recflow.console import log
 from recflow.errors import MissingInput
-from recflow.evaluation.figures import SELECTED_BY, read_figures
+from recflow.evaluation.engagement import judge_engagement
+from recflow.evaluation.figures import SELECTED_BY, best_of, read_figures
 from recflow.evaluation.holdout import TASKS
 from recflow.settings import GateSettings, Settings
 from recflow.storage import Artifact, Storage
 
 NOUN = "verdicts"
 _POPULARITY = "popularity"
+_COUNTED = ("popularity", "repeat_purchase", "item_knn", "ease", "ease_recent")  # models that are sums over shoppers
 
 
 @dataclass(frozen=True)
@@ -137,6 +139,30 @@ def drift_does_not_block(case: Case) -> Iterator[Outcome]:
     yield Outcome(verdict != "block", verdict, "not block", f"drift verdict: {verdict}")
 
 
+@rule
+def privacy_is_as_asked(case: Case) -> Iterator[Outcome]:
+    """Where settings ask for differential privacy, nothing is served that isn't as private as they say.
+
+    Models that only count, as EASE does, have no such guarantee and may be served: each pair in them has a minimum of
+    support.
+    """
+    privacy = case.figures.get("privacy") or {}
+    if privacy.get("asked") != "dp":
+        return
+    guarantee = privacy["guarantees"].get(case.candidate)
+    has_support = case.candidate in _COUNTED and privacy["min_support"] > 1
+    found = f"epsilon {guarantee['epsilon']:.2f}" if guarantee else f"minimum support {privacy['min_support']}"
+    yield Outcome(
+        privacy["mode"] == "dp" and (guarantee is not None or has_support),
+        found,
+        "dp",
+        f"{case.candidate} was trained with privacy '{privacy['mode']}', {found}; settings ask for 'dp'",
+    )
+    if privacy["passed_over"] is not None:
+        sentence = f"champion {privacy['passed_over']} has no differential privacy: it isn't what is to be beaten"
+        yield Outcome(True, None, None, sentence)
+
+
 # -- against the champion, on the same hold-out
 
 
@@ -230,17 +256,24 @@ def gate(until: date, settings: Settings) -> Artifact:
 def judge(figures: Mapping[str, Any], drift: Mapping[str, Any] | None, limits: GateSettings) -> dict[str, Any]:
     """Return the verdict on the candidate with the best selection score."""
     selection = figures["selection"]
-    candidate = max(sorted(selection), key=lambda name: float(selection[name]))
+    candidate = best_of(selection)
     case = Case(candidate, figures, drift, limits)
     outcomes = [(name, outcome) for name, check in RULES.items() for outcome in check(case)]
     failed = [outcome for _, outcome in outcomes if not outcome.passed]
+    engagement = judge_engagement(figures.get("engagement"))
     return {
         "passed": not failed,
         "candidate": candidate,
         "champion": None if case.champion is None else case.champion["version"],
-        "sentences": [_summary(case, failed, n_rules=len({name for name, _ in outcomes}))],
+        "sentences": [
+            _summary(case, failed, n_rules=len({name for name, _ in outcomes})),
+            *([engagement["sentence"]] if engagement else []),
+        ],
+        "engagement": engagement,
         "rules": [{"name": name, **_as_json(outcome)} for name, outcome in outcomes],
         "metrics": {task: {name: figure["value"] for name, figure in case.own[task].items()} for task in TASKS},
+        "champion_metrics": case.versus
+        and {task: {SELECTED_BY: case.champion_value(task, SELECTED_BY)} for task in TASKS},
         "selection": dict(selection),
         "drift": None if drift is None else drift.get("verdict"),
     }

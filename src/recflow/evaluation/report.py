@@ -1,10 +1,13 @@
 """Figures -> pictures, and one HTML page that a person reads without anything else at hand."""
 
 import base64
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from recflow.evaluation.attribution import Example
+from recflow.evaluation.attribution_page import heatmaps
+from recflow.evaluation.engagement_page import draw_reliability
 from recflow.evaluation.figures import CHAMPION, SELECTED_BY
 from recflow.evaluation.holdout import TASKS
 from recflow.evaluation.report_page import PAGE
@@ -20,12 +23,14 @@ _TASKS_IN_WORDS = {
 _INCHES_A_ROW = 0.42
 
 
-def write_report(figures: Mapping[str, Any], folder: Path) -> None:
+def write_report(figures: Mapping[str, Any], folder: Path, *, examples: Sequence[Example] = ()) -> None:
     """Write `report.html`, pictures inside, and the same pictures as PNG files beside it."""
     from jinja2 import Environment, StrictUndefined
 
     models = _all_models(figures)
     pictures = {"ndcg": _draw_ndcg, "differences": _draw_differences, "slices": _draw_slices}
+    if (figures.get("engagement") or {}).get("chances"):
+        pictures["reliability"] = draw_reliability
     for name, draw in pictures.items():
         draw(models, figures).savefig(folder / f"{name}.png", dpi=110, metadata={"Software": ""})
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
@@ -37,6 +42,7 @@ def write_report(figures: Mapping[str, Any], folder: Path) -> None:
         tasks=_TASKS_IN_WORDS,
         metrics=_metric_names(figures),
         selected_by=SELECTED_BY,
+        heatmaps=heatmaps(figures.get("attribution"), examples),
         pictures={name: base64.b64encode((folder / f"{name}.png").read_bytes()).decode() for name in pictures},
     )
     (folder / "report.html").write_text(page, encoding="utf-8")

@@ -1,5 +1,8 @@
 """The page of the evaluation report, a jinja2 template: a module, so that it is installed wherever the code is."""
 
+from recflow.evaluation.attribution_page import SECTION as ATTRIBUTION
+from recflow.evaluation.engagement_page import SECTION
+
 PAGE = """<!doctype html>
 <html lang="en">
 <head>
@@ -30,6 +33,13 @@ items. Figures are means over shoppers with a history; intervals hold {{ "{:.0%}
 </p>
 {% endif %}
 
+{% if figures.privacy and figures.privacy.mode == "dp" %}
+<p class="note">Trained with differential privacy{% for name, kept in figures.privacy.guarantees.items() %}: {{ name }}
+{{ figures.models[name].any[selected_by] | figure }} / {{ figures.models[name].new[selected_by] | figure }}
+({{ selected_by }}, any / new) at epsilon {{ "{:.2f}".format(kept.epsilon) }}, delta {{ kept.delta }}, for one
+{{ kept.unit }} of {{ "{:,}".format(kept.shoppers) }}. Covered: {{ kept.covers }}{% endfor %}. Pairs of items count from
+{{ figures.privacy.min_support }} shoppers on. The next training over the same people spends as much again.</p>
+{% endif %}
 <h2>In short</h2>
 <div class="scroll"><table>
 <tr><th>model</th><th>selection</th>
@@ -84,6 +94,8 @@ interval of differences that lies on one side of zero is no chance at that confi
 <p><small>Home market: the country with most shoppers. Light and heavy: at most, and more than, the median number of
 events before the hold-out. Cold users: no event before it; they are in no other figure. Cold items: only wanted items
 that few had bought before count.</small></p>
+{attribution}
+{engagement}
 </body>
 </html>
-"""
+""".replace("{engagement}", SECTION).replace("{attribution}", ATTRIBUTION)

@@ -9,6 +9,7 @@
         item_features.safetensors (V, G) encoded, as of the end of `until`
         tables.safetensors        counts of customers, orders and days, see `tables`
         vectors.safetensors       (V, D) titles as vectors
+        cold.safetensors          what speaks for new items, see `models.cold_items`; only where there is enough to say
         index/                    what finds candidates, see `retrieval.dense`; only of a catalogue that is large enough
 
 No file is executed when it is read: JSON, Parquet, safetensors.
@@ -35,6 +36,7 @@ from recflow.console import log
 from recflow.errors import BundleInvalid, MissingInput, PublishError, RecflowError
 from recflow.models.attribution import Factored
 from recflow.models.catalog import load_ranker
+from recflow.models.cold_items import ColdItems, ItemContent
 from recflow.models.dataset import TrainingSet
 from recflow.models.features import Encoders
 from recflow.models.interactions import Context, Interactions, Ranker
@@ -46,11 +48,12 @@ from recflow.serving.counting import build_tables
 from recflow.serving.probe import check_probe, record_probe
 from recflow.serving.tables import Tables
 from recflow.settings import ServingSettings, Settings
-from recflow.storage import Artifact, Storage
+from recflow.storage import Artifact, Manifest, Storage
 
 FORMAT_VERSION = 2
 _FACTS = "bundle.json"
 _DAY_US = 86_400_000_000
+_MOST_NEW = 10_000  # items without history that are looked into: a minute where much is known
 _TUNED_ON = 500  # shoppers whose queries the index is tuned on: their recall's standard error is below 0.002
 
 
@@ -66,6 +69,7 @@ class Bundle:
     item_features: NDArray[np.float32]  # (V, G) encoded
     tables: Tables
     vectors: NDArray[np.float32]  # (V, D) of length 1; zeros without a title
+    cold: ColdItems | None = None  # None: new items are told by their titles alone
     index: Index | None = None  # None: every item is scored for every request
 
     @property
@@ -142,13 +146,11 @@ class Bundle:
     @cached_property
     def first_seen_day(self) -> NDArray[np.int32]:  # (V,) days since 1970-01-01 (UTC); -1 where unknown
         """Return the day on which the catalogue first had the item."""
-        days = self.items["first_seen"].cast(pa.int64()).to_numpy() // _DAY_US
-        return np.where(np.isnan(days), -1, days).astype(np.int32)
+        return _first_seen_day(self.items)
 
     def first_seen_lately(self, days: int) -> NDArray[np.bool_]:  # (V,)
         """Return which items came in the last `days` of data."""
-        until_day = int(np.datetime64(self.until, "D").astype(np.int64))
-        return np.asarray(self.first_seen_day > until_day - days, bool)
+        return _came_since(self.first_seen_day, self.until, days)
 
     def is_new(self, days: int) -> NDArray[np.bool_]:  # (V,)
         """Return which items the model can't know well: without any event, or first seen in the last `days` of data."""
@@ -215,6 +217,8 @@ def build_bundle(until: date, settings: Settings) -> Artifact:
             "until": name,
             "history_length": training.history_length,
             "candidate": verdict["candidate"],
+            "privacy": _privacy(trained.manifest.get("privacy", {}), verdict["candidate"]),
+            "candidates_key": trained.manifest.get("key"),  # the others of its training, which a later one goes on from
             "model_class": json.loads((folder / "model/release/model.json").read_text(encoding="utf-8"))["class"],
             "feature_service": training.manifest["feature_service"],
             "user_features": training.manifest["user_features"],
@@ -227,6 +231,7 @@ def build_bundle(until: date, settings: Settings) -> Artifact:
             "verdict": {"passed": True, "sentences": verdict["sentences"], "rules": verdict.get("rules", [])},
             "tables": _write_arrays(training, folder, settings),
         }
+        _add_engagement(Path(trained.uri), verdict, folder, settings.serving)
         facts |= _write_index(training, folder, settings)
         facts = seal(folder, facts)
         manifest |= {key: facts[key] for key in ("until", "candidate", "model_class", "format_version", "metrics")}
@@ -277,6 +282,24 @@ def _copy_model(candidates: Path, candidate: str, folder: Path) -> None:
     shutil.copyfile(candidates / "encoder.json", folder / "encoder.json")
 
 
+def _add_engagement(candidates: Path, verdict: Manifest, folder: Path, serving: ServingSettings) -> None:
+    """Put the engagement stage above the weights that serve, where the gate says so; `holdout` never saw its days."""
+    if not (verdict.get("engagement") or {}).get("applied"):
+        return
+    n_items = pq.read_metadata(folder / "items.parquet").num_rows
+    if n_items >= serving.exact_below_items and isinstance(load_ranker(folder / "model" / "release"), Factored):
+        log.warning("The engagement stage is left out: an index finds what %d items score, not what it adds.", n_items)
+        return
+    source = candidates / "engagement" / verdict["candidate"] / "release"
+    shutil.copytree(source, folder / "model" / "release" / "engagement")
+
+
+def _privacy(kept: dict[str, Any], candidate: str) -> dict[str, Any]:
+    """Return what of people's privacy a candidate's training kept: the mode, the support of pairs, its guarantee."""
+    guarantee = kept.get("guarantees", {}).get(candidate)
+    return {"mode": kept.get("mode", "none"), "min_support": kept.get("min_support", 1), "guarantee": guarantee}
+
+
 def _write_arrays(training: TrainingSet, folder: Path, settings: Settings) -> dict[str, Any]:
     from safetensors.numpy import save_file
 
@@ -289,8 +312,13 @@ def _write_arrays(training: TrainingSet, folder: Path, settings: Settings) -> di
     save_file({"item_features": np.ascontiguousarray(features)}, folder / "item_features.safetensors")
     vectors = title_vectors(items["title"].to_pylist(), encoder=settings.training.text_encoder)
     save_file({"vectors": np.ascontiguousarray(vectors)}, folder / "vectors.safetensors")
-    tables = tables_of(training.interactions(), training.users["country"].to_numpy(), settings.serving)
-    return tables.save(folder / "tables.safetensors")
+    interactions = training.interactions()
+    tables = tables_of(interactions, training.users["country"].to_numpy(), settings.serving)
+    facts = tables.save(folder / "tables.safetensors")
+    cold = _cold_items(training, tables, vectors, settings)
+    if cold is not None:
+        save_file(cold.arrays(), folder / "cold.safetensors")
+    return facts
 
 
 def tables_of(interactions: Interactions, user_country: NDArray[np.object_], serving: ServingSettings) -> Tables:
@@ -305,6 +333,32 @@ def tables_of(interactions: Interactions, user_country: NDArray[np.object_], ser
         min_country_buyers=serving.min_country_buyers,
         max_countries=serving.max_countries,
     )
+
+
+def _cold_items(
+    training: TrainingSet, tables: Tables, vectors: NDArray[np.float32], settings: Settings
+) -> ColdItems | None:
+    """Learn what speaks for items that are new in the sense of `Bundle.is_new`, the newest where there are many."""
+    items, first_seen = training.items, _first_seen_day(training.items)
+    came = _came_since(first_seen, training.until, settings.serving.new_days)
+    new = np.flatnonzero((tables.events == 0) | came)
+    return ColdItems.learn(
+        training.interactions(),
+        ItemContent.of(items["title"].to_pylist(), vectors, items["price"].to_numpy()),
+        np.sort(new[np.argsort(-first_seen[new], kind="stable")][:_MOST_NEW]),
+        regularization=settings.training.ease_regularization,
+        max_items=settings.training.ease_max_items,
+        min_support=settings.training.min_support,
+    )
+
+
+def _first_seen_day(items: pa.Table) -> NDArray[np.int32]:  # (V,)
+    days = items["first_seen"].cast(pa.int64()).to_numpy() // _DAY_US
+    return np.where(np.isnan(days), -1, days).astype(np.int32)
+
+
+def _came_since(first_seen_day: NDArray[np.int32], until: date, days: int) -> NDArray[np.bool_]:  # (V,)
+    return np.asarray(first_seen_day > int(np.datetime64(until, "D").astype(np.int64)) - days, bool)
 
 
 def _write_index(training: TrainingSet, folder: Path, settings: Settings) -> dict[str, Any]:
@@ -386,15 +440,18 @@ def _load(folder: Path, facts: dict[str, Any]) -> Bundle:
     if "index" in facts and isinstance(ranker, Factored):
         vectors = ranker.item_vectors(item_features)
         index = load_index(folder / "index", vectors, exact_below=facts["index"]["exact_below"])
+    items = pq.ParquetFile(folder / "items.parquet").read()  # read_table imports datasets first: half a second
+    cold = folder / "cold.safetensors"
     return Bundle(
         folder=folder,
         facts=facts,
-        items=pq.ParquetFile(folder / "items.parquet").read(),  # read_table imports datasets first: half a second
+        items=items,
         ranker=ranker,
         encoders=Encoders.load(folder / "encoder.json"),
         item_features=item_features,
         tables=Tables.load(folder / "tables.safetensors", facts["tables"]),
         vectors=read_arrays(folder / "vectors.safetensors")["vectors"],
+        cold=ColdItems.from_arrays(read_arrays(cold), n_items=len(items)) if cold.is_file() else None,
         index=index,
     )
 
@@ -409,4 +466,6 @@ def _prepare(bundle: Bundle) -> None:
     for name, member in vars(Bundle).items():
         if isinstance(member, cached_property):
             getattr(bundle, name)
+    if bundle.cold is not None:
+        _ = bundle.cold.table
     release_pages()

@@ -6,13 +6,15 @@
 
 The sequence model is trained three times: once on the windows before the last one, which says after how many epochs
 to stop; then from scratch with that many epochs for either part. Windows of candidates, which the ranker learns from,
-are made once for both parts. Work goes on where it was cut off: candidates that are finished stay in a folder aside,
-and the sequence model leaves a checkpoint an epoch, until all is in place.
+are made once for both parts. A training that isn't in full starts from the champion's networks, see `warm_start`: it
+has neither the search nor the yardstick. Work goes on where it was cut off: candidates that are finished stay in a
+folder aside, and the sequence model leaves a checkpoint an epoch, until all is in place.
 """
 
 import hashlib
 import json
 import shutil
+import sys
 import time
 from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
@@ -28,9 +30,13 @@ from recflow.models.heuristics import Popularity, RepeatPurchase
 from recflow.models.interactions import Interactions, Ranker
 from recflow.models.linear import EASE, ItemKNN
 from recflow.settings import Settings, TrainingSettings
-from recflow.storage import Artifact, Storage, write_json
+from recflow.storage import Artifact, Release, Storage, write_json
+from recflow.training.content_files import content_stamp
+from recflow.training.full_or_not import comparable
+from recflow.training.warm_start import Origin, decide, is_enough, shortened
 
 if TYPE_CHECKING:
+    from recflow.models.network import SequenceModel
     from recflow.training.windows import CandidateWindows
 
 Part = Literal["holdout", "release"]
@@ -42,8 +48,8 @@ LIGHTGBM = "lightgbm"  # the yardstick
 _VERSION = 1  # of what the fitting code does: another number, and nothing finished earlier is taken over
 
 
-def train(until: date, settings: Settings) -> Artifact:
-    """Fit all candidates on the training set of `until`.
+def train(until: date, settings: Settings, *, champion: Release | None = None) -> Artifact:
+    """Fit all candidates on the training set of `until`; from scratch, or going on from the champion's.
 
     Raises:
         MissingInput: the training set isn't there.
@@ -51,30 +57,40 @@ def train(until: date, settings: Settings) -> Artifact:
     """
     storage = Storage(settings)
     training_set = TrainingSet.open(Path(storage.read_folder("training_sets", str(until)).uri))
-    key = _key(training_set, settings.training)
-    finished = _finished(storage, until, key)
+    content = _key(training_set, settings.training)
+    finished = _finished(storage, until, content, settings)
     if finished is not None:
         log.info("  candidates of %s are there already", until)
         return finished
+    start = decide(training_set, champion, settings)
+    log.info("%s", start.sentence)
+    key = _key_from(content, start.origin, settings.training)
     work = _work_folder(storage, until, key)
-    fitting = Fitting(training_set, settings.training, work)
+    fitting = Fitting(training_set, settings.training, work, origin=start.origin)
     for part in PARTS:
         for name in fitting.names:
             if part in fitting.parts_of(name):
                 fitting.fit(name, part)
+    engagement = fitting.fit_engagement()
     with storage.writing_folder("candidates", str(until)) as (folder, manifest):
         shutil.copyfile(work / "encoder.json", folder / "encoder.json")
         for name in fitting.names:
             for part in fitting.parts_of(name):
                 shutil.copytree(work / name / part, folder / name / part)
+        if engagement["trained"]:
+            shutil.copytree(work / "engagement", folder / "engagement")
         manifest |= {
             "until": str(until),
             "holdout_start": str(training_set.holdout_start),
             "trained_at": datetime.now(UTC).isoformat(timespec="seconds"),  # beside the weights: equal ones stay equal
+            "content": content,
             "key": key,
+            "start": start.facts(until),
             "training_set": training_set.manifest["snapshot_hash"],
             "settings": settings.training.model_dump(mode="json"),
             "candidates": {name: fitting.facts(name) for name in fitting.names},
+            "engagement": engagement,
+            "privacy": fitting.privacy(),
         }
     shutil.rmtree(work)
     return Artifact(str(storage.folder("candidates", str(until))), manifest)
@@ -83,9 +99,12 @@ def train(until: date, settings: Settings) -> Artifact:
 class Fitting:
     """One training set's candidates under way, in a folder that survives a kill."""
 
-    def __init__(self, training_set: TrainingSet, settings: TrainingSettings, work: Path) -> None:
-        """Fit the encoders, or take over those of an earlier try."""
-        self.training_set, self.settings, self.work = training_set, settings, work
+    def __init__(
+        self, training_set: TrainingSet, settings: TrainingSettings, work: Path, *, origin: Origin | None = None
+    ) -> None:
+        """Fit the encoders, or take over those of the origin or of an earlier try."""
+        self.training_set, self.settings, self.work, self.origin = training_set, settings, work, origin
+        self.pace = settings if origin is None else shortened(settings)  # of the networks that go on from the origin
         self.baselines: dict[str, Callable[[Interactions, Part], Ranker]] = {
             "popularity": lambda interactions, _: Popularity(days=settings.popularity_days).fit(interactions),
             "repeat_purchase": lambda interactions, _: RepeatPurchase(
@@ -95,15 +114,27 @@ class Fitting:
                 neighbours=settings.knn_neighbours,
                 shrinkage=settings.knn_shrinkage,
                 popularity_days=settings.popularity_days,
+                min_support=settings.min_support,
             ).fit(interactions),
             "ease": lambda interactions, _: EASE(
-                regularization=settings.ease_regularization, max_items=settings.ease_max_items
+                regularization=settings.ease_regularization,
+                max_items=settings.ease_max_items,
+                min_support=settings.min_support,
             ).fit(interactions),
             "ease_recent": self._ease_recent,  # after `ease`, whose weights it takes
         }
-        self.names = [*self.baselines, SEQUENCE]  # in the order in which they are fitted
-        if settings.second_stage:
-            self.names += [RANKER, LIGHTGBM] if settings.lightgbm_rounds else [RANKER]
+        self.networks = {f"next_item_{encoder}": encoder for encoder in settings.networks}
+        self.names = list(self.baselines)  # in the order in which they are fitted
+        if settings.sequence_model:
+            self.names.append(SEQUENCE)
+        self.names += self.networks
+        if settings.privacy == "dp":
+            # No network that says more of people than it should.
+            self.names = [*self.baselines, RANKER, *([LIGHTGBM] if settings.lightgbm_rounds else [])]
+            # Where a window's shoppers are drawn from, one shopper more changes which others are.
+            self.pace = settings.model_copy(update={"ranker_window_shoppers": sys.maxsize})
+        elif settings.second_stage:
+            self.names += [RANKER, LIGHTGBM] if settings.lightgbm_rounds and origin is None else [RANKER]
         self.cuts_before = training_set.training_cuts(ending_by=training_set.holdout_start)
         if not self.cuts_before:
             raise TrainingError(
@@ -112,7 +143,8 @@ class Fitting:
             )
         file = work / "encoder.json"
         if not file.exists():
-            training_set.fit_encoders(self.cuts_before).save(file)
+            taken = None if origin is None else Encoders.load(origin.folder / "encoder.json")
+            (taken or training_set.fit_encoders(self.cuts_before)).save(file)
         self.encoders = Encoders.load(file)
 
     def parts_of(self, name: str) -> tuple[Part, ...]:
@@ -127,6 +159,8 @@ class Fitting:
             self.fit_ranker(part)
         elif name == LIGHTGBM:
             self.fit_lightgbm()
+        elif name in self.networks:
+            self._once(name, part, lambda: self._network(name, part))
         else:
             self.fit_baseline(name, part)
 
@@ -136,7 +170,8 @@ class Fitting:
 
     def fit_ranker(self, part: Part) -> None:
         """Train the second-stage ranker, unless that was done."""
-        self._once(RANKER, part, lambda: (self._ranker(part), {}))
+        is_private = self.settings.privacy == "dp"
+        self._once(RANKER, part, lambda: self._private_ranker(part) if is_private else (self._ranker(part), {}))
 
     def fit_lightgbm(self) -> None:
         """Grow the yardstick's trees on what the ranker learns from, unless that was done."""
@@ -144,8 +179,16 @@ class Fitting:
 
     def fit_sequence(self, part: Part) -> None:
         """Train the sequence model, unless that was done, for as many epochs as early stopping chose."""
-        self._search()  # outside of the part's seconds
+        if self.origin is None:
+            self._search()  # outside of the part's seconds
         self._once(SEQUENCE, part, lambda: self._trained(part))
+
+    def fit_engagement(self) -> dict[str, Any]:
+        """Fit the engagement stage over all that can be served, unless that was done; return what came of it."""
+        from recflow.training.engagement import fit_engagement
+
+        served = [name for name in self.names if "release" in self.parts_of(name)]
+        return fit_engagement(self.training_set, self.encoders, self.work, served, self.settings)
 
     def facts(self, name: str) -> dict[str, Any]:
         """Return how a candidate's parts came about."""
@@ -153,18 +196,31 @@ class Fitting:
         facts: dict[str, Any] = {"class": model["class"], "config": model["config"]}
         for part in self.parts_of(name):
             facts[part] = json.loads(self._facts_file(name, part).read_text(encoding="utf-8"))
-        if name == SEQUENCE:
+        if name == SEQUENCE and self.origin is None:
             facts["search"] = self._search()
         return facts
+
+    def privacy(self) -> dict[str, Any]:
+        """Return what is kept of people's privacy: the mode, the support of pairs, guarantees by candidate."""
+        facts = {name: self.facts(name).get("release", {}).get("privacy") for name in self.names}
+        guarantees = {name: found for name, found in facts.items() if found}
+        return {"mode": self.settings.privacy, "min_support": self.settings.min_support, "guarantees": guarantees}
 
     def _ease_recent(self, interactions: Interactions, part: Part) -> Ranker:
         ease = EASE.load(self.work / "ease" / part)
         return ease.with_recency(interactions, days=self.settings.ease_recency_days)
 
     def _ranker(self, part: Part) -> Ranker:
+        from recflow.training.growth import kept_network
         from recflow.training.ranker import fit_ranker
 
-        return fit_ranker(self.windows, self._cuts(part), before=self._before(part))
+        network = None if self.origin is None else kept_network(self.origin.folder / RANKER / part)
+        return fit_ranker(self.windows, self._cuts(part), before=self._before(part), network=network)
+
+    def _private_ranker(self, part: Part) -> tuple[Ranker, dict[str, Any]]:
+        from recflow.training.private import fit_private_ranker
+
+        return fit_private_ranker(self.windows, self._cuts(part), before=self._before(part))
 
     def _trees(self) -> Ranker:
         from recflow.models.trees import TreesRanker, grow_trees
@@ -175,18 +231,25 @@ class Fitting:
         )
         return TreesRanker(trees, self.windows.assortment(self.training_set.holdout_start))
 
+    def _network(self, name: str, part: Part) -> tuple[Ranker, dict[str, Any]]:
+        from recflow.training.networks import fit_network
+
+        ranker, history = fit_network(self.networks[name], self.training_set, self.settings, before=self._before(part))
+        return ranker, {"history": history}
+
     @cached_property
     def windows(self) -> "CandidateWindows":
         """Return the windows with their candidates; each is made when it is first asked for."""
         from recflow.training.windows import CandidateWindows
 
-        return CandidateWindows(self.training_set, self.encoders, self.settings)
+        return CandidateWindows(self.training_set, self.encoders, self.pace)
 
     def _interactions(self, part: Part) -> Interactions:
         return self.training_set.interactions(self._before(part))
 
     def _cuts(self, part: Part) -> list[date]:
-        return self.cuts_before if part == "holdout" else self.training_set.cuts
+        cuts = self.cuts_before if part == "holdout" else self.training_set.cuts
+        return cuts if self.origin is None else cuts[-self.settings.incremental_windows :]
 
     def _before(self, part: Part) -> date | None:
         return self.training_set.holdout_start if part == "holdout" else None
@@ -194,18 +257,29 @@ class Fitting:
     def _trained(self, part: Part) -> tuple[Ranker, dict[str, Any]]:
         from recflow.training.sequence import fit_sequence
 
-        epochs = self._search()["epochs"]
+        epochs = self._search()["epochs"] if self.origin is None else self.pace.max_epochs
         log.info("  sequence, %s: %d epochs", part, epochs)
         fitted = fit_sequence(
             self.training_set,
             self.encoders,
             self._cuts(part),
-            settings=self.settings,
+            settings=self.pace,
             checkpoints=self.work / "checkpoints" / part,
             before=self._before(part),
             epochs=epochs,
+            grow=self._grow(part),
         )
         return fitted.ranker, {"epochs": epochs, "history": fitted.history}
+
+    def _grow(self, part: Part) -> "Callable[[SequenceModel], SequenceModel] | None":
+        from recflow.training.growth import grown_sequence
+
+        origin, item_ids = self.origin, self.training_set.item_ids
+        if origin is None:
+            return None
+        return lambda fresh: grown_sequence(
+            origin.folder / SEQUENCE / part, fresh, own_ids=origin.item_ids, item_ids=item_ids
+        )
 
     def _search(self) -> dict[str, Any]:
         """Return how many epochs to train, with the figures of each, found on the last window before the hold-out."""
@@ -264,17 +338,29 @@ class Fitting:
 
 
 def _key(training_set: TrainingSet, settings: TrainingSettings) -> str:
-    """Return a hash of all that the candidates are a function of."""
-    content = [_VERSION, training_set.manifest["snapshot_hash"], settings.model_dump(mode="json")]
+    """Return a hash of all that the candidates of a full training are a function of."""
+    return _hash(_VERSION, training_set.manifest["snapshot_hash"], comparable(settings), content_stamp(settings))
+
+
+def _key_from(content: str, origin: Origin | None, settings: TrainingSettings) -> str:
+    """Return a hash of all that the candidates are a function of, where they started included."""
+    if origin is None:
+        return content
+    return _hash(content, origin.key, comparable(shortened(settings)), settings.incremental_windows)
+
+
+def _hash(*content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _finished(storage: Storage, until: date, key: str) -> Artifact | None:
+def _finished(storage: Storage, until: date, content: str, settings: Settings) -> Artifact | None:
+    """Return the candidates that are there, where they are of this content and no full training is asked for since."""
     try:
         artifact = storage.read_folder("candidates", str(until))
     except MissingInput:
         return None
-    return artifact if artifact.manifest.get("key") == key else None
+    manifest = artifact.manifest
+    return artifact if manifest.get("content") == content and is_enough(manifest["start"], until, settings) else None
 
 
 def _work_folder(storage: Storage, until: date, key: str) -> Path:
