@@ -22,9 +22,9 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)
 	$(BIN)/recflow demo $(if $(KEEP),--keep)
 
-# By groups (tests/conftest.py) over all cores, for tests share what they start; then those that need the machine alone.
+# By files over all cores (tests/conftest.py), for tests share what they start; then those that need the machine alone.
 test: $(READY)
-	$(BIN)/pytest -n logical --dist loadgroup -m "not alone"
+	$(BIN)/pytest -n logical --dist loadfile -m "not alone"
 	$(BIN)/pytest -m alone tests/services
 
 lint: $(READY)

@@ -10,18 +10,43 @@ from recflow.console import quiet_third_parties
 quiet_third_parties()
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+from xdist.scheduler import LoadFileScheduling
 
 from recflow.settings import Settings, load_settings
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the tests of a file together, and those of files that look at one walk of the line: they share a process."""
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
+# Files whose tests look at one walk of the line, which the first of them takes for all that share its process.
+_WALKS = {
+    **dict.fromkeys(("tests/dags/test_runs.py", "tests/line/test_demo.py"), "demo"),
+    **dict.fromkeys(
+        (
+            "tests/line/test_forgotten.py",
+            "tests/line/test_kills.py",
+            "tests/line/test_line.py",
+            "tests/line/test_races.py",
+            "tests/test_cli.py",
+            "tests/test_pipeline.py",
+        ),
+        "line",
+    ),
+}
+
+
+class _ByWalks(LoadFileScheduling):
+    """Keeps the tests of a file together, and those of the files of a walk."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file: str = super()._split_scope(nodeid)
+        return _WALKS.get(file, file)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileScheduling:
+    """Replace `--dist loadfile`."""
+    return _ByWalks(config, log)
 
 
 @pytest.fixture(autouse=True)

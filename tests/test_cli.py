@@ -23,8 +23,6 @@ from tests.line_run import DAYS, SMALL, walked
 from tests.shops import invoice_lines, write_invoice_days
 from tests.traces import traces
 
-pytestmark = pytest.mark.xdist_group("line")
-
 VERBS = [
     [], ["demo"], ["run"], ["line"], ["recommend"], ["serve"], ["simulate"],
     ["data"], ["data", "fetch"], ["models"], ["models", "list"], ["models", "show"], ["models", "promote"],

@@ -20,8 +20,6 @@ from recflow.storage import Storage
 from tests.line_run import DAYS, SMALL, walked
 from tests.shops import invoice_lines, write_invoice_days
 
-pytestmark = pytest.mark.xdist_group("line")
-
 CHECKOUT = Path(__file__).resolve().parents[1]
 LINE = [
     "erase", "ingest", "validate", "build_features", "materialize",

@@ -10,8 +10,6 @@ from recflow.runlog import read_records
 from recflow.storage import Storage
 from tests.demo_run import DemoRun, walked
 
-pytestmark = pytest.mark.xdist_group("demo")
-
 
 @pytest.fixture(scope="module")
 def line(tmp_path_factory: pytest.TempPathFactory) -> DemoRun:

@@ -20,8 +20,6 @@ from recflow.settings import load_settings
 from tests.demo_run import DemoRun, walked
 from tests.shops import invoice_lines
 
-pytestmark = pytest.mark.xdist_group("demo")
-
 CANDIDATES = {"popularity", "repeat_purchase", "item_knn", "ease", "ease_recent", "ranker", "lightgbm"}
 
 

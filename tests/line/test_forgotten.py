@@ -17,8 +17,6 @@ from recflow.storage import Release
 from tests.line_run import DAYS, SMALL, walked
 from tests.traces import traces
 
-pytestmark = pytest.mark.xdist_group("line")
-
 GONE = "12349.0"
 
 

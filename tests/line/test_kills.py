@@ -14,8 +14,6 @@ from recflow import pipeline
 from recflow.runlog import read_records
 from tests.line.conftest import Ground
 
-pytestmark = pytest.mark.xdist_group("line")
-
 STEPS = [step.__name__ for step in (*pipeline.DAILY, *pipeline.MODEL, pipeline.publish)]
 CAN_BE_SEEN = ("partitions", "folders")
 

@@ -35,8 +35,6 @@ from tests.line_run import (
     walked,
 )
 
-pytestmark = pytest.mark.xdist_group("line")
-
 K = 20
 
 

@@ -9,8 +9,6 @@ from recflow.storage import Storage
 from tests.line.conftest import Ground
 from tests.line_run import LATER, recflow
 
-pytestmark = pytest.mark.xdist_group("line")
-
 HELD_AT = ["move", 1]  # the first thing that is finished
 DAILY = ("erase", "ingest", "validate", "build_features", "materialize")
 
