@@ -40,7 +40,7 @@ def test_own_rows_have_figures_and_a_peer_that_cannot_be_installed_says_so(
     found = json.loads(out.read_text())
     network, peer = found["models"]
     assert (network["epochs"], peer["epochs"]) == (2, 0)
-    assert network["cpu_s_per_epoch"] is not None  # too little work for a tenth of a second
+    assert network["cpu_s_per_epoch"] > 0
     assert network["x_recflow"] == 1
     assert network["cpu_s_to_0.01"] > 0
     assert peer["cpu_s_per_epoch"] is None

@@ -109,13 +109,13 @@ def summarize(name: str, lines: Sequence[dict[str, Any]], *, targets: Sequence[f
     settled = seconds[1:] or seconds
     row: dict[str, Any] = {
         "model": name,
-        "cpu_s_per_epoch": round(sum(settled) / len(settled), 2) if settled else None,
+        "cpu_s_per_epoch": round(sum(settled) / len(settled), 3) if settled else None,
         "epochs": len(epochs),
         "ndcg_at_10": round(max(line["ndcg_at_10"] for line in epochs), 4) if epochs else None,
     }
     for target in targets:
         first = next((n for n, line in enumerate(epochs, start=1) if line["ndcg_at_10"] >= target), None)
-        row[f"cpu_s_to_{target}"] = None if first is None else round(sum(seconds[:first]), 2)
+        row[f"cpu_s_to_{target}"] = None if first is None else round(sum(seconds[:first]), 3)
     row["peak_mb"] = epochs[-1]["peak_memory_mb"] if epochs else None
     return row
 
