@@ -9,7 +9,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose
-from scipy.special import erf
 from scipy.stats import spearmanr
 from torch.nn import functional as F
 
@@ -105,9 +104,9 @@ def test_the_scorer_is_the_networks_own_forward_pass(seed: int) -> None:
     with torch.inference_mode():
         expected = network(torch.from_numpy(candidates.features)).numpy()
         silence = network(torch.from_numpy(silent_features(candidates))).numpy()
-    scored = CandidateScorer(network, assortment.facts).score(candidates)
-    assert_allclose(scored.scores, expected, atol=2e-5)
-    assert_allclose(scored.of_silence, silence, atol=2e-5)
+    scorer = CandidateScorer(network, assortment.facts)
+    assert_allclose(scorer.score(candidates), expected, atol=2e-5)
+    assert_allclose(scorer.silence(candidates).scores, silence, atol=2e-5)
 
 
 def silent_features(candidates: object) -> np.ndarray:  # (B, C)
@@ -122,8 +121,8 @@ def silent_features(candidates: object) -> np.ndarray:  # (B, C)
     return silent
 
 
-def gelu(x: np.ndarray) -> np.ndarray:
-    return x * (1 + erf(x / np.sqrt(2))) / 2
+def relu(x: np.ndarray) -> np.ndarray:
+    return np.maximum(x, 0)
 
 
 def _dense(blocks: Blocks) -> tuple[torch.Tensor, torch.Tensor]:
@@ -139,8 +138,8 @@ def rescaled(network: CandidateNetwork, start: np.ndarray, end: np.ndarray) -> n
     slopes, (one, other) = [], (start.astype(np.float64), end.astype(np.float64))
     for weight, bias in weights:
         one, other = one @ weight.T + bias, other @ weight.T + bias
-        slopes.append((gelu(other) - gelu(one)) / (other - one))
-        one, other = gelu(one), gelu(other)
+        slopes.append((relu(other) - relu(one)) / (other - one))
+        one, other = relu(one), relu(other)
     to_last = slopes[1] * last.weight.detach().numpy().reshape(-1) / network.heads
     to_first = slopes[0] * (to_last @ weights[1][0])
     skip = network.skip.weight.detach().numpy()[0]
@@ -154,9 +153,9 @@ def test_effects_follow_the_rescale_rule_and_add_up(trained: tuple[CandidateRank
         features = find_candidates(context, ranker.assortment).features
         ranker = CandidateRanker(network_of(features, heads=heads), ranker.assortment)
     ranking, network = ranker.rank(context), ranker.network
-    candidates, scored = ranking.candidates, ranking.scorer.score(ranking.candidates)
+    candidates, scores, silence = ranking.candidates, ranking.scorer.score(ranking.candidates), ranking.silence
     at = np.arange(0, len(candidates), 17)
-    found = ranking.scorer.effects(candidates, scored, at)
+    found = ranking.scorer.effects(candidates, silence, at)
     with torch.no_grad():
         end = network.scaler(torch.from_numpy(candidates.features[at])).numpy()
         start = network.scaler(torch.from_numpy(silent_features(candidates)[candidates.shopper[at]])).numpy()
@@ -166,7 +165,7 @@ def test_effects_follow_the_rescale_rule_and_add_up(trained: tuple[CandidateRank
     assert_allclose(found.fit, parts[:, fit], atol=5e-3)
     assert_allclose(found.item, parts[:, fit.stop :].sum(axis=1), atol=5e-3)
     together = found.own + found.fit.sum(axis=1) + found.item
-    assert_allclose(together, scored.scores[at] - scored.of_silence[candidates.shopper[at]], atol=1e-3)
+    assert_allclose(together, scores[at] - silence.scores[candidates.shopper[at]], atol=1e-3)
 
 
 # -- parts of scores
@@ -178,14 +177,12 @@ def test_parts_add_up_to_the_score_but_for_a_number_of_the_shopper(trained: tupl
     found = ranking.attribute(everything(context))
     apart = ranking.scores - (found.events.sum(axis=2) + found.rest)
     assert np.ptp(apart, axis=1).max() < 1e-4
-    assert_allclose(apart[:, 0], ranking.scorer.score(ranking.candidates).of_silence, atol=1e-4)
+    assert_allclose(apart[:, 0], ranking.silence.scores, atol=1e-4)
     is_candidate = np.zeros(apart.shape, bool)
     is_candidate[ranking.candidates.shopper, ranking.candidates.item] = True
     assert 0.2 < is_candidate.mean() < 0.8  # both are looked at
     # The rest isn't where what was left over is hidden: where no way leads to an item it's what the item sells.
-    of_item = ranking.scorer.effects(
-        ranking.candidates, ranking.scorer.score(ranking.candidates), np.arange(len(ranking.candidates))
-    )
+    of_item = ranking.scorer.effects(ranking.candidates, ranking.silence, np.arange(len(ranking.candidates)))
     price = of_item.fit[:, FIT.index("price_ratio")]
     hidden = found.rest[is_candidate] - of_item.item - price
     assert np.abs(hidden).mean() < 0.1 * ranking.scores[is_candidate].std()
@@ -288,7 +285,7 @@ def test_events_of_what_was_bought_before_stand_in_the_order_of_what_the_score_l
 
 
 def _above_silence(ranking: CandidateRanking) -> np.ndarray:  # (B, V)
-    return ranking.scores - ranking.scorer.score(ranking.candidates).of_silence[:, None]
+    return ranking.scores - ranking.silence.scores[:, None]
 
 
 def test_what_speaks_for_a_bought_item_belongs_to_its_own_events(trained: tuple[CandidateRanker, Context]) -> None:

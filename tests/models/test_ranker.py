@@ -61,8 +61,8 @@ def test_the_score_is_the_mean_of_perceptrons_with_nothing_between_them() -> Non
     apart = []
     for head in range(3):
         rows = slice(4 * head, 4 * head + 4)
-        hidden = torch.nn.functional.gelu(features @ first.weight[rows].T + first.bias[rows])
-        hidden = torch.nn.functional.gelu(hidden @ second.weight[head] + second.bias[head])
+        hidden = torch.relu(features @ first.weight[rows].T + first.bias[rows])
+        hidden = torch.relu(hidden @ second.weight[head] + second.bias[head])
         apart.append((hidden @ last.weight[head] + last.bias[head] + together.skip(features))[:, 0])
     expected = torch.stack(apart, dim=1)
     torch.testing.assert_close(together.head_scores(features), expected)
@@ -112,6 +112,17 @@ def test_a_model_of_other_features_is_refused(tmp_path: Path) -> None:
     content["config"]["features"][0] = "sign_of_the_zodiac"
     file.write_text(json.dumps(content))
     with pytest.raises(BundleInvalid, match="features of candidates"):
+        CandidateRanker.load(tmp_path)
+
+
+def test_a_model_of_another_kind_of_network_is_refused(tmp_path: Path) -> None:
+    """Its weights would fit, and mean other scores."""
+    CandidateRanker(CandidateNetwork(), assortment_of(random_interactions())).save(tmp_path)
+    file = tmp_path / "model.json"
+    content = json.loads(file.read_text())
+    del content["config"]["activation"]
+    file.write_text(json.dumps(content))
+    with pytest.raises(BundleInvalid, match="another kind of network"):
         CandidateRanker.load(tmp_path)
 
 

@@ -38,18 +38,35 @@ def windows(training_set: TrainingSet, encoders: Encoders, small: TrainingSettin
 def test_the_loss_is_that_of_every_shopper_and_head_alone(seed: int, n_shoppers: int) -> None:
     rng = np.random.default_rng(seed)
     shopper = np.sort(rng.integers(0, n_shoppers, 40))
-    scores, wanted = rng.normal(0, 3, (40, 2)), rng.random(40) < 0.15
+    scores, wanted = rng.normal(0, 3, (40, 2)), rng.random(40) < rng.choice([0.15, 0.9])
     losses = []
     for number in range(n_shoppers):
         mine = shopper == number
         if wanted[mine].any():
             for of_head in scores[mine].T:
-                log_p = of_head - np.log(np.exp(of_head).sum())
-                losses.append(-log_p[wanted[mine]].sum() / np.sqrt(wanted[mine].sum()))
+                rest = np.exp(of_head[~wanted[mine]]).sum()
+                own = [-np.log(np.exp(score) / (np.exp(score) + rest)) for score in of_head[wanted[mine]]]
+                losses.append(sum(own) / np.sqrt(len(own)))
     found = set_loss(
         torch.from_numpy(scores).float(), torch.from_numpy(shopper), torch.from_numpy(wanted), n_shoppers=n_shoppers
     )
     assert found.item() == pytest.approx(np.mean(losses) if losses else 0, rel=1e-4, abs=1e-6)
+
+
+def test_what_is_wanted_is_not_held_against_what_else_is() -> None:
+    """The higher of two targets pushes down what isn't wanted alone."""
+    scores = torch.tensor([[2.0], [1.0], [0.0], [-1.0]], requires_grad=True)
+    wanted = torch.tensor([True, True, False, False])
+    set_loss(scores, torch.zeros(4, dtype=torch.int64), wanted, n_shoppers=1).backward()
+    assert scores.grad is not None
+    rest = 1 + np.exp(-1)
+    expected = [-rest / (np.exp(2) + rest) / np.sqrt(2), -rest / (np.exp(1) + rest) / np.sqrt(2)]
+    np.testing.assert_allclose(scores.grad[:2, 0], expected, rtol=1e-5)
+    assert (scores.grad[2:] > 0).all()
+    everything = torch.zeros(2, 1, requires_grad=True)  # nothing to stand above
+    set_loss(everything, torch.zeros(2, dtype=torch.int64), wanted[:2], n_shoppers=1).backward()
+    assert everything.grad is not None
+    np.testing.assert_array_equal(everything.grad, 0)
 
 
 def test_a_batch_without_anything_wanted_teaches_nothing() -> None:

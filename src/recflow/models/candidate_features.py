@@ -93,7 +93,7 @@ class Purchases(NamedTuple):
             shopper=shopper,
             item=events.pairs.item[pair],
             starts=starts,
-            lines=np.diff(starts, append=len(bought)),
+            lines=_lengths(starts, len(bought)),
             buyer=shopper[first_pair],
             buyer_starts=starts[first_pair],
             age=age,
@@ -205,58 +205,75 @@ def mean_price(bought: Purchases, price: NDArray[np.float32]) -> NDArray[np.floa
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
+class Placed(NamedTuple):
+    """Candidates of B shoppers side by side, for what is worked out shopper by shopper: n of the one who has most."""
+
+    shopper: NDArray[np.int64]  # (P,)
+    place: NDArray[np.int64]  # (P,) among the shopper's, from 0
+    shape: tuple[int, int]  # (B, n)
+
+    @classmethod
+    def of(cls, shopper: NDArray[np.int64], n_shoppers: int) -> Self:  # (P,) ascending
+        """Number each shopper's."""
+        counts = np.bincount(shopper, minlength=n_shoppers)
+        place = np.arange(len(shopper)) - (counts.cumsum() - counts)[shopper]
+        return cls(shopper, place, (n_shoppers, int(counts.max(initial=0))))
+
+    def padded(self, values: NDArray[Any], padding: float = 0) -> NDArray[Any]:  # (P,) -> (B, n)
+        """Put values side by side."""
+        padded = np.full(self.shape, padding, values.dtype)
+        padded[self.shopper, self.place] = values
+        return padded
+
+    def ranks(self, values: NDArray[Any]) -> NDArray[np.float32]:  # (P,) -> (P,)
+        """Rank each value among its shopper's, from 0, greatest first; of equal ones the first is first."""
+        costs = self.padded(-values.astype(np.float32), np.inf)
+        ranks = np.empty(self.shape, np.float32)
+        np.put_along_axis(ranks, costs.argsort(axis=1, kind="stable"), np.arange(self.shape[1], dtype=np.float32), 1)
+        found: NDArray[np.float32] = ranks[self.shopper, self.place]
+        return found
+
+
 def text_fit(
     events: Events,
     wanted: NDArray[np.float32],  # (W, H) how strongly each pair's item is wanted, in several ways
     text: NDArray[np.float32],  # (V, T)
-    shopper: NDArray[np.int64],
+    placed: Placed,
     item: NDArray[np.int64],
 ) -> NDArray[np.float32]:  # (W, P)
     """Return the cosine of each candidate's title with the mean title of what its shopper wanted."""
     import torch
-    from torch.nn.functional import embedding_bag
 
-    n, items = len(events.orders), torch.from_numpy(events.pairs.item)
-    starts = torch.from_numpy(np.searchsorted(events.pairs.shopper, np.arange(n)))
-    tastes = [
-        embedding_bag(items, torch.from_numpy(text), starts, mode="sum", per_sample_weights=torch.from_numpy(weights))
-        for weights in wanted
-    ]
-    taste = torch.stack(tastes, dim=1).numpy()  # (B, W, T)
-    taste /= np.maximum(np.linalg.norm(taste, axis=2, keepdims=True), 1e-9)
-    place = places(shopper, n)
-    padded = np.zeros((n, place.max(initial=-1) + 1), np.int64)
-    padded[shopper, place] = item
-    fits: NDArray[np.float32] = (taste @ text[padded].transpose(0, 2, 1)).transpose(1, 0, 2)[:, shopper, place]
+    ways, (n_shoppers, n), table = len(wanted), placed.shape, torch.from_numpy(text)
+    starts = events.pairs.shopper.searchsorted(np.arange(n_shoppers))
+    with torch.inference_mode():
+        tastes = torch.empty(n_shoppers, text.shape[1], ways)
+        items, offsets = torch.from_numpy(events.pairs.item), torch.from_numpy(starts)
+        for way, weights in enumerate(wanted):
+            of_way = torch.embedding_bag(table, items, offsets, per_sample_weights=torch.from_numpy(weights))
+            tastes[:, :, way] = of_way[0]
+        tastes /= torch.linalg.vector_norm(tastes, dim=1, keepdim=True).clamp_(min=1e-9)
+        titles = table.index_select(0, torch.from_numpy(placed.padded(item).ravel())).view(n_shoppers, n, -1)
+        fits: NDArray[np.float32] = torch.bmm(titles, tastes).numpy()[placed.shopper, placed.place].T
     return fits
-
-
-def places(shopper: NDArray[np.int64], n: int) -> NDArray[np.int64]:  # (P,)
-    """Return where each stands among its shopper's, from 0."""
-    counts = np.bincount(shopper, minlength=n)
-    return np.arange(len(shopper)) - (np.cumsum(counts) - counts)[shopper]
-
-
-def ranks(shopper: NDArray[np.int64], values: NDArray[Any], n: int) -> NDArray[np.float32]:  # (P,)
-    """Return the rank of each value among its shopper's, from 0, greatest first; of equal ones the first is first."""
-    place = places(shopper, n)
-    costs = np.full((n, place.max(initial=-1) + 1), np.inf, np.float32)
-    costs[shopper, place] = -values
-    of_places = np.empty(costs.shape, np.float32)
-    order = np.argsort(costs, axis=1, kind="stable")
-    np.put_along_axis(of_places, order, np.arange(costs.shape[1], dtype=np.float32)[None], axis=1)
-    found: NDArray[np.float32] = of_places[shopper, place]
-    return found
 
 
 def recency_ranks(bought: Purchases, own: dict[str, NDArray[Any]]) -> NDArray[np.float32]:  # (Q,)
     """Return the rank of each item that the shopper bought, those bought last first, then the most often."""
     recent = 1e-3 * own["orders_with"] - own["days_to_last_order"]
-    return ranks(bought.shopper, recent, len(bought.orders))
+    return Placed.of(bought.shopper, len(bought.orders)).ranks(recent)
+
+
+def _lengths(starts: NDArray[np.int64], end: int) -> NDArray[np.int64]:
+    """Return how long each run is, of which the next one starts where it ends."""
+    lengths = np.empty_like(starts)
+    np.subtract(starts[1:], starts[:-1], out=lengths[:-1])
+    lengths[-1:] = end - starts[-1:]
+    return lengths
 
 
 def _starts(ascending: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return where each value begins."""
     is_first = np.ones(len(ascending), bool)
     np.not_equal(ascending[1:], ascending[:-1], out=is_first[1:])
-    return np.flatnonzero(is_first)
+    return is_first.nonzero()[0]

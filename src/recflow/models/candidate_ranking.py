@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from recflow.models.assortment import Assortment
 from recflow.models.attribution import Attribution, Rows
-from recflow.models.candidate_scoring import CandidateScorer, Scored
+from recflow.models.candidate_scoring import CandidateScorer, Silence
 from recflow.models.candidates import FIT, Candidates
 from recflow.models.interactions import PREFERENCE, Context
 from recflow.models.ranker import dense_scores
@@ -56,11 +56,12 @@ class CandidateRanking:
     @cached_property
     def scores(self) -> NDArray[np.float32]:  # (B, V)
         """Return a score for every item; computed when they are first asked for."""
-        return dense_scores(self.candidates, self._scored.scores)
+        return dense_scores(self.candidates, self.scorer.score(self.candidates))
 
     @cached_property
-    def _scored(self) -> Scored:
-        return self.scorer.score(self.candidates)
+    def silence(self) -> Silence:
+        """Return each shopper's score of an item of average facts that the history says nothing of."""
+        return self.scorer.silence(self.candidates)
 
     def attribute(self, items: NDArray[np.int32], rows: Rows | None = None) -> Attribution:
         """Take the scores of items apart, against an item of average facts that the history says nothing of.
@@ -83,7 +84,7 @@ class CandidateRanking:
         events += self._by_links(asked)
         events += self._by_text(asked)
         events *= is_item[..., None]
-        silence = self._scored.of_silence[rows]
+        silence = self.silence.scores[rows]
         rest = self.scores[rows[:, None], wanted] - silence[:, None] - events.sum(axis=-1)
         return Attribution(events, (rest * is_item).astype(np.float32))
 
@@ -93,7 +94,7 @@ class CandidateRanking:
         wanted = rows[:, None] * n_items + items
         at = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
         is_candidate = keys[at] == wanted
-        found = self.scorer.effects(self.candidates, self._scored, at[is_candidate])
+        found = self.scorer.effects(self.candidates, self.silence, at[is_candidate])
         own, by_way = np.zeros(at.shape, np.float32), np.zeros((*at.shape, len(_WAYS)), np.float32)
         own[is_candidate] = found.own + found.fit[:, FIT.index("recency_rank")]  # a rank among what was bought
         by_way[is_candidate] = found.fit @ _OF_WAYS
@@ -115,31 +116,35 @@ class CandidateRanking:
 
     def _by_links(self, asked: "_Asked") -> NDArray[np.float32]:  # (R, K, L)
         """Return what events add by what the matrices say of the items."""
-        known, items = self.assortment, asked.items
+        known, items, pairs = self.assortment, asked.items, self.candidates.events.pairs
         (n_rows, n_places), n_events, n_items = items.shape, asked.source.shape[1], len(known.facts)
         parts = np.zeros((n_rows, n_places, n_events), np.float32)
         place_of = np.full((n_rows, n_items), -1, np.int32)
         place_of[np.arange(n_rows)[:, None], items] = np.arange(n_places)
-        of_matrix = np.where(asked.source > 0, known.place[asked.source - 1], -1).ravel()
-        linking = np.flatnonzero(of_matrix >= 0)  # of (R, L)
-        of_row = (linking // n_events * n_items)[:, None]
+        # What the histories' items say, looked up once for all events with the item.
+        row, pair = _runs(*pairs.of_rows(asked.rows))
+        of_matrix = known.place[pairs.item[pair]]
+        linking = (of_matrix >= 0).nonzero()[0]
+        row, pair, of_matrix = row[linking], pair[linking], of_matrix[linking]
         of_others = known.recency[items] / self.candidates.greatest_of_others[asked.rows, None]
         for matrix in ("ease", "following"):
-            to, entry = known.links(of_matrix[linking], matrix)
-            place = place_of.take(to + of_row).ravel()
-            met = np.flatnonzero(place >= 0)
-            event, entry = linking[met // max(to.shape[1], 1)], entry.take(met)
-            row = event // n_events
-            item = row * n_places + place[met]  # of (R, K)
-            added = np.zeros(len(met))
+            to, entry = known.links(of_matrix, matrix)
+            place = place_of.take(to + (row * n_items)[:, None]).ravel()
+            met = (place >= 0).nonzero()[0]
+            met_pair = met // max(to.shape[1], 1)
+            of_met, at = _runs(pairs.starts[pair[met_pair]], pairs.counts[pair[met_pair]])  # their events
+            event = pairs.at[at] % n_events
+            of_row, entry = row[met_pair][of_met], entry.take(met)[of_met]
+            item = of_row * n_places + place[met][of_met]  # of (R, K)
+            added = np.zeros(len(event))
             for way, (_, weight, _) in _ways_of(matrix):
-                terms = entry * asked.weights[weight].take(event)
+                terms = entry * asked.weights[weight][of_row, event]
                 total, squares = (np.bincount(item, values, minlength=items.size) for values in (terms, terms**2))
                 of_terms = _factors(asked.by_way[..., way].ravel(), total, squares)
                 if way == _OF_OTHERS:
                     of_terms = np.where(asked.is_candidate.ravel(), of_terms, of_others.ravel())
                 added += terms * of_terms[item]
-            parts.ravel()[item * n_events + event - row * n_events] += added.astype(np.float32)
+            parts.ravel()[item * n_events + event] += added.astype(np.float32)
         first = place_of[np.arange(n_rows)[:, None], items]  # an item that stands in a list twice was met once
         return np.take_along_axis(parts, first[..., None], axis=1) if (first != np.arange(n_places)).any() else parts
 
@@ -176,3 +181,9 @@ def _factors(effects: NDArray[Any], total: NDArray[Any], squares: NDArray[Any]) 
     """
     factors: NDArray[Any] = effects * total / np.maximum(np.maximum(total**2, _LEAST_SUM**2 * squares), _TINY)
     return factors
+
+
+def _runs(starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Write runs of numbers out below each other: which run each number is of, and the number."""
+    run = np.arange(len(starts)).repeat(lengths)
+    return run, np.arange(len(run)) + (starts - lengths.cumsum() + lengths)[run]

@@ -4,13 +4,13 @@ Candidates are the items of the shopper's history, those that fit it best and se
 and serving both come here, with a `Context` alone, so that both see the same.
 
 Letters as in `interactions`; N events of a batch, H pairs of a shopper and an item of its history, P candidates (pairs
-of a shopper and an item), Q of them that the shopper bought before, C features.
+of a shopper and an item), Q of them that the shopper bought before, C features, W linear scores.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,11 +21,11 @@ from recflow.models.candidate_features import (
     LAST_ORDERS,
     ORDER_DECAYS,
     Events,
+    Placed,
     Purchases,
     look_features,
     mean_price,
     own_features,
-    ranks,
     recency_ranks,
     shopper_features,
     text_fit,
@@ -34,6 +34,7 @@ from recflow.models.interactions import PREFERENCE, Context
 
 _FADE_HALF_LIFE_DAYS = 45.0  # of what a shopper wanted, counted back from its newest event
 _BACKOFF = 1e-6  # far below any weight: what sells orders those that nothing else speaks for
+_PAIRS_AT_ONCE = 512  # whose sums are taken together: what they need on the way stays in a cache
 
 # What a shopper's events with the item say; NaN where it never bought the item.
 OWN: tuple[str, ...] = (
@@ -98,6 +99,11 @@ WEIGHTS: Mapping[str, str] = {
     "ease_faded": "faded",
     "text": "faded",
 }
+# Those of them that are sums over a matrix, and which; the first two say what fits.
+_LINEAR: Mapping[str, tuple[str, str]] = {
+    name: ("following" if name == "following" else "ease", WEIGHTS[name])
+    for name in ("ease", "ease_faded", "ease_last", "following")
+}
 
 
 @dataclass(frozen=True)
@@ -121,11 +127,20 @@ class Candidates:
         return len(self.shopper)
 
     @cached_property
+    def told(self) -> NDArray[np.float32]:  # (|OWN| + |SHOPPER| + |FIT|, P): each column's numbers beside each other
+        """Return what the histories say of each candidate; NaN where they say nothing."""
+        told = np.empty((len(OWN) + len(SHOPPER) + len(FIT), len(self)), np.float32)
+        own, of_shopper, fit = np.split(told, [len(OWN), len(OWN) + len(SHOPPER)])
+        own[:] = WITHOUT_EVENTS[:, None]
+        own[:, self.own_at] = self.own.T
+        self.of_shopper.T.take(self.shopper, axis=1, out=of_shopper)
+        fit[:] = self.fit.T
+        return told
+
+    @cached_property
     def features(self) -> NDArray[np.float32]:  # (P, C)
         """Return all that speaks for each candidate, see FEATURES; NaN where there is none."""
-        own = np.repeat(WITHOUT_EVENTS[None], len(self), axis=0)
-        own[self.own_at] = self.own
-        return np.concatenate([own, self.of_shopper[self.shopper], self.fit, self.facts[self.item]], axis=1)
+        return np.concatenate([self.told.T, self.facts[self.item]], axis=1)
 
     @cached_property
     def greatest_of_others(self) -> NDArray[np.float32]:  # (B,)
@@ -156,27 +171,25 @@ def find_candidates(
     events = Events.of(context)
     bought, wanted = Purchases.of(events), _wanted(events)
     strongest = {name: events.pairs.reduce(np.maximum, values) for name, values in wanted.items()}  # (H,) each
-    ease = _Sums.of(assortment, "ease", events)
-    planes = {"ease": ease.weighed(strongest["all"]), "ease_faded": ease.weighed(strongest["faded"])}  # (B, V) each
-    others, others_lately = ((plane + _BACKOFF) * assortment.recency for plane in planes.values())
-    planes["ease_last"] = ease.weighed(strongest["last"])
-    planes["following"] = _Sums.of(assortment, "following", events).weighed(strongest["all"])
+    planes = _linear_scores(assortment, events, strongest)  # (W, B, V)
+    others, others_lately = (planes[:2] + _BACKOFF) * assortment.recency
     n_items = len(assortment.facts)
     in_history = events.pairs.shopper * n_items + events.pairs.item  # cells of (B, V), ascending
     chosen = _best(others, n_fitting, but=in_history) | _best(others_lately, n_fitting_lately, but=in_history)
     chosen[:, assortment.best_sellers[:n_best_sellers]] = True
     chosen.ravel()[in_history] = True
-    cells = np.flatnonzero(chosen)
+    cells = chosen.ravel().nonzero()[0]
     shopper = cells // n_items
-    item, own_at, own = cells - shopper * n_items, np.searchsorted(cells, in_history), own_features(bought)
+    item, own_at, own = cells - shopper * n_items, cells.searchsorted(in_history), own_features(bought)
+    placed = Placed.of(shopper, len(context))
     price = assortment.facts[:, FACTS.index("price")]
-    fit: dict[str, NDArray[Any]] = {name: plane.take(cells) for name, plane in planes.items()}
-    tastes = np.stack([strongest["faded"], strongest["last"]])
-    fit["text"], fit["text_last"] = text_fit(events, tastes, assortment.text, shopper, item)
+    fit = dict(zip(_LINEAR, planes.reshape(len(_LINEAR), -1).take(cells, axis=1), strict=True))
+    tastes = np.array([strongest["faded"], strongest["last"]])
+    fit["text"], fit["text_last"] = text_fit(events, tastes, assortment.text, placed, item)
     fit["price_ratio"] = price[item] - mean_price(bought, price)[shopper]
     fit["ease_recent"] = fit["ease"] * assortment.recency[item]
-    fit["ease_rank"] = ranks(shopper, fit["ease"], len(context))
-    fit["recency_rank"] = np.full(len(cells), np.nan)
+    fit["ease_rank"] = placed.ranks(fit["ease"])
+    fit["recency_rank"] = np.full(len(cells), np.nan, np.float32)
     fit["recency_rank"][own_at[bought.pair]] = recency_ranks(bought, own)
     return Candidates(
         shopper=shopper,
@@ -201,34 +214,33 @@ def _wanted(events: Events) -> dict[str, NDArray[np.float32]]:  # (N,) each
     return {"all": preference, "last": preference * (events.orders_ago == 0), "faded": preference * fading}
 
 
-class _Sums(NamedTuple):
-    """What the items of histories say of all others by one of the matrices, to be added up for each shopper."""
+def _linear_scores(
+    assortment: Assortment,
+    events: Events,
+    strongest: Mapping[str, NDArray[np.float32]],  # (H,) how strongly each item of the histories is wanted
+) -> NDArray[np.float32]:  # (W, B, V)
+    """Add up what the items of histories say of all others, times how strongly each is wanted; see _LINEAR."""
+    import torch
 
-    pair: NDArray[np.int64]  # (*,) those whose item takes part in the matrix
-    cell: NDArray[np.int64]  # (*, S) of (B, V): the shopper and what its item speaks for
-    weight: NDArray[np.float32]  # (*, S)
-    shape: tuple[int, int]
-
-    @classmethod
-    def of(cls, assortment: Assortment, matrix: str, events: Events) -> Self:
-        """Look up the items of the histories."""
-        place, shape = assortment.place[events.pairs.item], (len(events.orders), len(assortment.facts))
-        pair = np.flatnonzero(place >= 0)
-        to, weight = assortment.links(place[pair], matrix)
-        return cls(pair, to + (events.pairs.shopper[pair] * shape[1])[:, None], weight, shape)
-
-    def weighed(self, wanted: NDArray[np.float32]) -> NDArray[np.float32]:  # (H,) -> (B, V)
-        """Add up what is said, times how strongly each item is wanted."""
-        import torch
-
-        wanted = wanted[self.pair]
-        some = np.flatnonzero(wanted)
-        cell, weight = self.cell, self.weight
-        if len(some) < len(wanted):
-            cell, weight = cell.take(some, axis=0), weight.take(some, axis=0)
-        terms = torch.from_numpy((weight * wanted[some, None]).ravel())
-        sums = torch.zeros(self.shape[0] * self.shape[1]).scatter_add_(0, torch.from_numpy(cell.ravel()), terms)
-        return sums.numpy().reshape(self.shape)
+    n_shoppers, n_items = len(events.orders), len(assortment.facts)
+    place = assortment.place[events.pairs.item]
+    pair = (place >= 0).nonzero()[0]  # those whose item takes part in the matrices
+    planes = np.zeros((len(_LINEAR), n_shoppers * n_items), np.float32)
+    sums = [torch.from_numpy(plane) for plane in planes]
+    for first in range(0, len(pair), _PAIRS_AT_ONCE):
+        at = pair[first : first + _PAIRS_AT_ONCE]
+        row, known = (events.pairs.shopper[at] * n_items)[:, None], {}
+        for plane, (matrix, weight) in zip(sums, _LINEAR.values(), strict=True):
+            if matrix not in known:
+                to, entry = assortment.links(place[at], matrix)
+                known[matrix] = to + row, entry  # cells of (B, V) and what is said of them
+            (cell, entry), wanted = known[matrix], strongest[weight][at]
+            some = wanted.nonzero()[0]
+            if len(some) < len(wanted):
+                cell, entry, wanted = cell.take(some, axis=0), entry.take(some, axis=0), wanted[some]
+            terms = torch.from_numpy((entry * wanted[:, None]).ravel())
+            plane.scatter_add_(0, torch.from_numpy(cell.ravel()), terms)
+    return planes.reshape(len(_LINEAR), n_shoppers, n_items)
 
 
 def _best(scores: NDArray[np.float32], n: int, *, but: NDArray[np.int64]) -> NDArray[np.bool_]:  # (B, V)
@@ -254,8 +266,6 @@ def _columns(values: Mapping[str, NDArray[Any]], names: Sequence[str]) -> NDArra
 def _own_columns(events: Events, bought: Purchases, own: dict[str, NDArray[Any]]) -> NDArray[np.float32]:
     """Return what the events of each pair say, (H, |OWN|), the same for those without a purchase."""
     columns = np.repeat(WITHOUT_EVENTS[:, None], len(events.pairs), axis=1)
-    of_bought = [OWN.index(name) for name in own]
-    columns[np.array(of_bought)[:, None], bought.pair] = _columns(own, list(own)).T
-    for name, values in look_features(events).items():
-        columns[OWN.index(name)] = values
+    columns[: len(own), bought.pair] = np.array([*own.values()], np.float32)
+    columns[len(own) :] = [*look_features(events).values()]
     return columns.T

@@ -22,13 +22,13 @@ class Pairs:
     @classmethod
     def of(cls, items: NDArray[np.int32]) -> Self:  # (B, L) item_idx + 1; 0 is padding
         """Find the pairs."""
-        at = np.flatnonzero(items)
+        at = items.ravel().nonzero()[0]
         width = int(items.max(initial=0)) + 1
         keys = at // max(items.shape[1], 1) * width + items.ravel()[at]
         keys, at = np.divmod(np.sort(keys * max(items.size, 1) + at), max(items.size, 1))
         is_first = np.ones(len(keys), bool)
         np.not_equal(keys[1:], keys[:-1], out=is_first[1:])
-        starts = np.flatnonzero(is_first)
+        starts = is_first.nonzero()[0]
         shopper, item = np.divmod(keys[starts], width)
         return cls(shopper, item - 1, starts, at)
 
@@ -45,7 +45,14 @@ class Pairs:
     @property
     def counts(self) -> NDArray[np.int64]:  # (P,)
         """Return how many events each pair has."""
-        return np.diff(self.starts, append=len(self.at))
+        ends = np.empty_like(self.starts)
+        ends[:-1], ends[-1:] = self.starts[1:], len(self.at)
+        return ends - self.starts
+
+    def of_rows(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:  # (R,) each
+        """Return the first pair of each of some shoppers, and how many pairs that shopper has."""
+        starts = self.shopper.searchsorted(rows)
+        return starts, self.shopper.searchsorted(rows, "right") - starts
 
     def reduce(self, ufunc: np.ufunc, values: NDArray[Any], *, axis: int = 0) -> NDArray[Any]:  # N of the axis -> P
         """Reduce what stands for each event, in the order of `at`, to one for each pair."""

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 _SCORING_BATCH = 128  # shoppers whose candidates are found at once: 70 MB
 CLIP = 4.0  # deviations; what lies further out is as far out as can be
 _CONSTANT = 1e-6  # deviation of a column that says nothing
+_ACTIVATION = "relu"  # between the layers; a model saved with another one means other scores by its weights
 _SKEWED = 1.5  # skewness from which a column that is never negative is taken as a logarithm
 
 
@@ -66,9 +67,13 @@ class FeatureScaler(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:  # (P, C) -> (P, C)
         """Scale."""
-        scaled = features / self.unit
-        scaled = torch.where(self.is_log, torch.log1p(scaled.clamp(min=0)), scaled)
-        return torch.nan_to_num(((scaled - self.mean) * self.rate).clamp(-CLIP, CLIP))
+        return self.of_columns(features, slice(None))
+
+    def of_columns(self, features: Tensor, columns: slice) -> Tensor:  # (P, *) -> (P, *)
+        """Scale some of the columns, given alone."""
+        scaled = features / self.unit[columns]
+        scaled = torch.where(self.is_log[columns], torch.log1p(scaled.clamp(min=0)), scaled)
+        return torch.nan_to_num(((scaled - self.mean[columns]) * self.rate[columns]).clamp(-CLIP, CLIP))
 
 
 class Blocks(nn.Module):
@@ -108,9 +113,9 @@ class CandidateNetwork(nn.Module):
         first, second = hidden
         self.perceptron = nn.Sequential(
             nn.Linear(n_features, heads * first),
-            nn.GELU(),
+            nn.ReLU(),
             Blocks(heads, first, second),
-            nn.GELU(),
+            nn.ReLU(),
             Blocks(heads, second, 1),
         )
         self.skip = nn.Linear(n_features, 1)
@@ -174,7 +179,13 @@ class CandidateRanker:
         """Write the model's two files."""
         weights = {f"network.{name}": tensor.numpy() for name, tensor in self.network.state_dict().items()}
         known = {f"assortment.{name}": array for name, array in self.assortment.arrays().items()}
-        config = {"hidden": self.network.hidden, "heads": self.network.heads, "features": FEATURES}
+        network = self.network
+        config = {
+            "hidden": network.hidden,
+            "heads": network.heads,
+            "activation": _ACTIVATION,
+            "features": FEATURES,
+        }
         save_model(folder, self, config=config, arrays=weights | known)
 
     @classmethod
@@ -183,6 +194,8 @@ class CandidateRanker:
         config, arrays = load_model(folder)
         if tuple(config["features"]) != FEATURES:
             raise BundleInvalid(f"{folder}: the model knows other features of candidates. Train or publish it again.")
+        if config.get("activation") != _ACTIVATION:
+            raise BundleInvalid(f"{folder}: the model is of another kind of network. Train or publish it again.")
         first, second = config["hidden"]
         network = CandidateNetwork(hidden=(first, second), heads=config["heads"])
         network.load_state_dict({name: torch.from_numpy(array) for name, array in _below("network.", arrays).items()})

@@ -1,9 +1,11 @@
 """The second-stage ranker's training with Lightning: batches of shoppers with their candidates.
 
-Loss of a shopper: the cross-entropy of a softmax over all of its candidates, and one more over those that it never
-bought, each summed over what it bought and divided by the square root of how many that is: the second keeps the
-items that are new to a shopper apart, where most purchases are repeats. Each of the network's heads has a loss of its
-own: a loss of their mean would have them share out the work, and the mean of one that learned alone is no steadier.
+Loss of a shopper: for each candidate that it bought, the cross-entropy of a softmax over that one and all that it
+didn't buy, summed and divided by the square root of how many it bought. Others that it bought aren't held against it:
+both are to stand above the rest, in whatever order. It is counted three times: over all candidates, over those that
+the shopper had never bought and over those that it had, for most purchases are repeats, and the order within either
+kind would be left to the difference between them. Each of the network's heads has a loss of its own: a loss of their
+mean would have them share out the work, and the mean of one that learned alone is no steadier.
 
 Letters as in `windows`; S candidates of a batch, K heads.
 """
@@ -16,10 +18,12 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
+from torch.nn.functional import softplus
 from torch.utils.data import DataLoader, IterableDataset
 
 from recflow.models.ranker import CandidateNetwork, CandidateRanker
 from recflow.settings import TrainingSettings
+from recflow.training.one_cycle import one_cycle
 from recflow.training.trainer import run_epochs
 from recflow.training.windows import CandidateWindows, Window
 
@@ -27,7 +31,9 @@ _BATCH_SIZE = 64  # shoppers, about 10,000 candidates: half of them are seen, se
 _KEPT = 0.5  # share of the candidates not bought that a step sees, drawn anew: half the time, the same figures
 _SCALED_ON = 50_000  # candidates, evenly spread, that the features' scales are taken from
 _WEIGHT_DECAY = 1e-4
-_HIDDEN = (32, 16)  # of each head: eight of them take twice the time of one
+_HIDDEN = (32, 16)  # of each head
+_NEVER = -1e4  # the score of what isn't there: far below all others, and a difference of two of them is 0
+_TINY = 1e-30
 _WARM_UP = 0.1  # share of the steps until the learning rate is at its peak
 
 
@@ -85,19 +91,21 @@ class CandidateTraining(pl.LightningModule):
         return DataLoader(self.batches, batch_size=None)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the loss over all candidates plus that over the new ones."""
-        scores, new = self.network.head_scores(batch.features), batch.is_new
-        everything = set_loss(scores, batch.shopper, batch.is_wanted, n_shoppers=batch.n_shoppers)
-        among_new = set_loss(scores[new], batch.shopper[new], batch.is_wanted[new], n_shoppers=batch.n_shoppers)
-        return everything + among_new
+        """Return the loss over all candidates, plus those over the new ones and over the others."""
+        scores, everything = self.network.head_scores(batch.features), torch.ones_like(batch.is_new)
+        return torch.stack(
+            [
+                set_loss(scores[among], batch.shopper[among], batch.is_wanted[among], n_shoppers=batch.n_shoppers)
+                for among in (everything, batch.is_new, ~batch.is_new)
+            ]
+        ).sum()
 
     def configure_optimizers(self) -> Any:
-        """AdamW, the learning rate in one cycle: up, then down to almost nothing (Smith and Topin, 2018)."""
+        """AdamW, the learning rate in one cycle."""
         peak = self.settings.ranker_learning_rate
         optimizer = torch.optim.AdamW(self.network.parameters(), lr=peak, weight_decay=_WEIGHT_DECAY)
-        steps = self.settings.ranker_epochs * len(self.batches) + 1
-        scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, peak, total_steps=steps, pct_start=_WARM_UP)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        steps = self.settings.ranker_epochs * len(self.batches)
+        return one_cycle(optimizer, peak, steps=steps, warm_up=_WARM_UP)
 
 
 def set_loss(
@@ -107,18 +115,21 @@ def set_loss(
     *,
     n_shoppers: int,
 ) -> Tensor:  # ()
-    """Return the mean over shoppers, who want anything, of their cross-entropy over the root of what they want.
+    """Return the mean over shoppers, who want anything, and over heads, of their loss.
 
-    And over heads.
+    Of what is wanted each adds -log of its share of a softmax over itself and all that isn't wanted, over the square
+    root of how many are.
     """
+    heads, wanted = scores.shape[1], is_wanted.nonzero()[:, 0]
     count = torch.zeros(n_shoppers).index_add(0, shopper, is_wanted.float())
-    weight = is_wanted / count.clamp(min=1)[shopper].sqrt()
-    heads, of_heads = scores.shape[1], shopper[:, None].expand_as(scores)
-    greatest = torch.full((n_shoppers, heads), -torch.inf).scatter_reduce(0, of_heads, scores.detach(), "amax")
-    scores = scores - greatest[shopper]
-    total = torch.zeros(n_shoppers, heads).index_add(0, shopper, torch.exp(scores))
-    log_p = (scores - torch.log(total)[shopper]).mean(dim=1)
-    return -(log_p * weight).sum() / (count > 0).sum().clamp(min=1)
+    rest = scores.masked_fill(is_wanted[:, None], _NEVER)
+    greatest = torch.full((n_shoppers, heads), _NEVER).scatter_reduce(
+        0, shopper[:, None].expand_as(rest), rest.detach(), "amax"
+    )
+    total = torch.zeros(n_shoppers, heads).index_add(0, shopper, torch.exp(rest - greatest[shopper]))
+    log_rest = total.clamp(min=_TINY).log() + greatest
+    of_wanted = softplus(log_rest[shopper[wanted]] - scores[wanted]).mean(dim=1)
+    return (of_wanted / count[shopper[wanted]].sqrt()).sum() / (count > 0).sum().clamp(min=1)
 
 
 def fit_ranker(
