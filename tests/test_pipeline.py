@@ -2,8 +2,11 @@
 
 import ast
 import inspect
+import os
 import re
 import shutil
+import subprocess
+import sys
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
@@ -142,3 +145,18 @@ def test_a_line_that_the_gate_rejects_keeps_the_champion(
     assert any("floor 1.000" in sentence for sentence in verdict.manifest["sentences"])
     assert read_records(settings.home)[-1]["step"] == "gate"
     assert champion_version(settings) == "1"
+
+
+@pytest.mark.parametrize(("given", "expected"), [({}, "1"), ({"OMP_NUM_THREADS": "2"}, "2")])
+def test_steps_compute_with_one_thread_unless_told_otherwise_however_they_are_called(
+    given: dict[str, str], expected: str
+) -> None:
+    """A DAG's task imports the line and no command; numpy reads the variable when it is imported."""
+    ask = (
+        "import os, sys, recflow; assert 'numpy' not in sys.modules; import recflow.pipeline;"
+        "from threadpoolctl import threadpool_info;"
+        "print(os.environ['OMP_NUM_THREADS'], *{pool['num_threads'] for pool in threadpool_info()})"
+    )
+    kept = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
+    found = subprocess.run([sys.executable, "-c", ask], env=kept | given, capture_output=True, text=True, check=True)
+    assert found.stdout.split() == [expected, str(min(int(expected), os.cpu_count() or 1))]

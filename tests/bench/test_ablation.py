@@ -64,9 +64,10 @@ def test_rows_of_sequences_go_without_what_they_say(tmp_path: Path, monkeypatch:
 
     asked = []
 
-    def fit(train: Any, wanted: Any, *, attributes: Any, config: Any, schedule: Any, seed: int) -> Found:
-        asked.append((config.encoder, config.n_attributes, attributes is None, seed, len(train.items)))
-        return Found({0.0: 0.2, 1.0: 0.3 - 0.1 * (attributes is None)})
+    def fit(lesson: next_item.Lesson) -> Found:
+        has_none, config = lesson.attributes is None, lesson.config
+        asked.append((config.encoder, config.n_attributes, has_none, lesson.seed, len(lesson.train.items)))
+        return Found({0.0: 0.2, 1.0: 0.3 - 0.1 * has_none})
 
     monkeypatch.setattr(next_item, "fit_next_item", fit)
     data, attributes = tmp_path / "sequences.txt", tmp_path / "attributes.json"
@@ -87,9 +88,17 @@ def test_rows_of_sequences_go_without_what_they_say(tmp_path: Path, monkeypatch:
         *[("transformer", 2, False, 4, 4), ("lstm", 2, False, 4, 4)],
     ]
     found = {row["row"]: row["any_minus_full"] for row in tables}
-    assert set(found) == {*SEQUENCES, WITHOUT_GRAPH}
+    assert set(found) == {*SEQUENCES, WITHOUT_GRAPH, *(f"{row}, {WITHOUT_GRAPH}" for row in SEQUENCES if row != FULL)}
     assert (found[WITHOUT_GRAPH], found["without attributes"], found["LSTM"]) == (-0.1, -0.1, 0)
+    assert found["LSTM, without the graph"] == -0.1
     assert "new" not in tables[0]
+    # What was measured stays: another seed costs its own rows, other attributes all rows that know them.
+    both = bench_ablation(load_settings(home=tmp_path), sequences=data, **options | {"seeds": [4, 5]})["sequences"]
+    assert [seed for *_, seed, _ in asked] == [4] * 4 + [5] * 4
+    assert [(row["row"], row["seeds"], row["any"]) for row in both] == [(row["row"], 2, row["any"]) for row in tables]
+    attributes.write_text('{"10": [1], "11": [2], "12": [1], "13": [1]}')
+    bench_ablation(load_settings(home=tmp_path), sequences=data, **options)
+    assert [encoder for encoder, *_ in asked[8:]] == ["gru", "transformer", "lstm"]
 
 
 def test_rows_name_features_that_there_are() -> None:

@@ -24,7 +24,7 @@ def test_shares_and_means_by_hand() -> None:
     found = summarize(
         {
             DAYS[0]: {"full": _figures(0.40, 0.10, ranker=20, ease=1)},
-            DAYS[1]: {"incremental": _figures(0.36, 0.11, ranker=2, ease=1), "full": _figures(0.40, 0.10, all=30)},
+            DAYS[1]: {"incremental": _figures(0.36, 0.11, ranker=2, ease=1), "full": _figures(0.40, 0.10, ranker=30)},
             DAYS[2]: {"incremental": _figures(0.30, 0.20, ranker=9)},
         }
     )
@@ -36,17 +36,18 @@ def test_shares_and_means_by_hand() -> None:
     assert list(first) == list(second)  # a table has the columns of its first line
     # Only days with both kinds: the second of the three.
     assert {**first, "until": "mean"} == mean
+    # Against the first day's 21 seconds: full ones beside a step aren't whole.
     assert found["costs"] == [
-        {"until": "2011-11-08", "incremental_cpu_seconds": 3, "full_cpu_seconds": 30, "share": 0.1},
-        {"until": "2011-11-09", "incremental_cpu_seconds": 9, "full_cpu_seconds": None, "share": None},
-        {"until": "mean", "incremental_cpu_seconds": 3, "full_cpu_seconds": 30, "share": 0.1},
+        {"until": "2011-11-08", "incremental_cpu_seconds": 3, "full_cpu_seconds": 21, "share": round(3 / 21, 3)},
+        {"until": "2011-11-09", "incremental_cpu_seconds": 9, "full_cpu_seconds": 21, "share": round(9 / 21, 3)},
+        {"until": "mean", "incremental_cpu_seconds": 6, "full_cpu_seconds": 21, "share": round(6 / 21, 3)},
     ]
 
 
 def test_a_mean_is_over_the_days_with_both() -> None:
-    days = {
+    days = {DAYS[0]: {"full": _figures(0.9, 0.9, all=4)}} | {
         day: {"incremental": _figures(value, value, all=1), "full": _figures(0.4, 0.4, all=4)}
-        for day, value in zip(DAYS, (0.2, 0.3, 0.4), strict=True)
+        for day, value in zip(DAYS[1:], (0.2, 0.4), strict=True)
     }
     mean = summarize(days)["figures"][-1]
     assert (mean["any"], mean["kept"]) == (pytest.approx(0.3), pytest.approx(0.75))

@@ -26,7 +26,7 @@ from recflow.training.content_files import content_stamp
 from recflow.training.fit import Fitting
 from recflow.training.images import image_vectors
 from recflow.training.networks import fit_network, item_content
-from recflow.training.next_item import Schedule, fit_next_item
+from recflow.training.next_item import Lesson, Schedule, fit_next_item
 from tests.models.worlds import interactions
 from tests.training.conftest import SMALL
 
@@ -138,14 +138,10 @@ def sequences() -> tuple[Histories, np.ndarray]:
 def _cold_ndcg(sequences: tuple[Histories, np.ndarray], content: dict[str, np.ndarray]) -> float:
     """Train on warm items; return NDCG@3 of the new item wanted, among the new items."""
     histories, wanted = sequences
-    fitted = fit_next_item(
-        histories.without_last(1),
-        histories.at_end(0),
-        content=content,
-        config=NextItemConfig(histories.n_items, encoder="factors", embedding_size=16, dropout=0.1),
-        schedule=Schedule(max_epochs=4, batch_places=128, learning_rate=1e-2),
-        seed=0,
-    )
+    train, last = histories.without_last(1), histories.at_end(0)
+    config = NextItemConfig(histories.n_items, encoder="factors", embedding_size=16, dropout=0.1)
+    schedule = Schedule(max_epochs=4, batch_places=128, learning_rate=1e-2)
+    fitted = fit_next_item(Lesson(train, last, config, schedule, seed=0, content=content))
     scores = logits(fitted.model.network, histories)[:, _WARM * _GROUPS :]
     shown, _ = top_k(scores, _COLD)
     relevant = Relevant.from_lists(list(wanted[:, None] - _WARM * _GROUPS))

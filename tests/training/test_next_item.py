@@ -11,6 +11,7 @@ from recflow.models.next_item import NextItemConfig, make_network
 from recflow.training.item_windows import Windows
 from recflow.training.next_item import (
     Fitted,
+    Lesson,
     NextItemTraining,
     Schedule,
     fit_next_item,
@@ -32,7 +33,7 @@ def _fitted(schedule: Schedule, *, seed: int = 0) -> Fitted:
     histories = _histories()
     config = NextItemConfig(_N_ITEMS, embedding_size=8, sequence_length=10)
     wanted = np.arange(len(histories), dtype=np.int32) % _N_ITEMS
-    return fit_next_item(histories, wanted, config=config, schedule=schedule, seed=seed)
+    return fit_next_item(Lesson(histories, wanted, config, schedule, seed))
 
 
 def test_time_that_is_up_ends_the_first_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,7 +91,7 @@ def _walked(*, devices: int = 1, **how: float) -> NextItemTraining:
     config = NextItemConfig(60, embedding_size=16, sequence_length=10, dropout=0.0)
     schedule = dataclasses.replace(_SCHEDULE, max_epochs=4, batch_places=64, learning_rate=1e-2, **how)
     train, wanted = circle.without_last(1), circle.at_end(0)
-    return train_next_item(train, wanted, config=config, schedule=schedule, seed=0, devices=devices)
+    return train_next_item(Lesson(train, wanted, config, schedule, seed=0, devices=devices))
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +114,7 @@ def test_the_steps_of_drawn_items_touch_no_other_rows() -> None:
     schedule = dataclasses.replace(_SCHEDULE, max_epochs=1, all_items_up_to=10, negatives=1)
     torch.manual_seed(0)
     start = make_network(config, shop).item.weight.detach()
-    training = train_next_item(shop.without_last(1), circle.at_end(0), config=config, schedule=schedule, seed=0)
+    training = train_next_item(Lesson(shop.without_last(1), circle.at_end(0), config, schedule, seed=0))
     moved = (training.network.item.weight.detach() != start).any(dim=1)
     assert moved[:60].all()
     assert 0 < int(moved[60:].sum()) <= len(training.windows)

@@ -1,9 +1,11 @@
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from recflow.errors import TrainingError
 from recflow.models.dataset import TrainingSet
 from recflow.models.features import Encoders
 from recflow.settings import TrainingSettings, load_settings
@@ -71,6 +73,34 @@ def test_the_loss_is_the_mean_over_shoppers_of_the_mean_over_targets(
         log_p = logits[row] - np.log(np.exp(logits[row]).sum())
         expected.append(-log_p[wanted].mean())
     assert training.training_step((batch, targets), 0).item() == pytest.approx(np.mean(expected), rel=1e-5)
+
+
+@pytest.mark.parametrize("parts", [2, 3])
+def test_processes_learn_together_what_one_does(
+    training_set: TrainingSet, encoders: Encoders, small: TrainingSettings, windows: Windows, parts: int
+) -> None:
+    """The mean over the processes of a batch's gradients, which is what DDP takes, is the gradient of all of it."""
+    training = SequenceTraining(_model(training_set, encoders, small, None), windows, None).eval()
+    weights = list(training.model.parameters())
+    windows.parts = parts
+    of_parts = []
+    for windows.part in range(parts):
+        of_parts.append([batch for batch, _ in zip(windows, range(3), strict=False)])
+    windows.part, windows.parts = 0, 1
+    for batch, *own in zip(windows, *of_parts, strict=False):
+        assert len(batch[0].items) == sum(len(inputs.items) for inputs, _ in own)
+        whole = torch.autograd.grad(training.training_step(batch, 0), weights, allow_unused=True)
+        each = [torch.autograd.grad(training.training_step(part, 0), weights, allow_unused=True) for part in own]
+        for expected, *found in zip(whole, *each, strict=True):
+            if expected is not None:
+                torch.testing.assert_close(sum(found) / parts, expected, rtol=1e-3, atol=1e-6)
+
+
+def test_too_few_examples_for_the_processes_are_refused(windows: Windows) -> None:
+    training = SequenceTraining(torch.nn.Linear(1, 1), windows, None)  # type: ignore[arg-type]
+    training.trainer = SimpleNamespace(current_epoch=0, global_rank=0, world_size=windows.fewest + 1)  # type: ignore[assignment]
+    with pytest.raises(TrainingError, match=f"A batch of {windows.fewest} examples is too small"):
+        training.train_dataloader()
 
 
 def test_validation_sees_perfect_scores_as_one(training_set: TrainingSet, encoders: Encoders) -> None:

@@ -6,6 +6,8 @@ cut-off. Every row is trained anew; candidates of the second stage are the same 
 """
 
 import dataclasses
+import hashlib
+import json
 import os
 import platform
 import statistics
@@ -13,20 +15,25 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import recflow
 from recflow.bench.retail import Judged, prepared
 from recflow.console import log
-from recflow.evaluation.holdout import TASKS, open_holdout
+from recflow.evaluation.holdout import TASKS, Holdout, open_holdout
 from recflow.evaluation.scoring import candidate_lists
 from recflow.models.candidates import FIT, OWN
 from recflow.models.dataset import TrainingSet
 from recflow.models.histories import SequenceFile
 from recflow.settings import Settings
+from recflow.storage import write_json
 
 if TYPE_CHECKING:
+    from recflow.models.next_item import NextItemConfig
     from recflow.models.ranker import CandidateRanker
+    from recflow.training.fit import Fitting
     from recflow.training.windows import CandidateWindows
 
 FULL: Final = "full"
@@ -40,13 +47,13 @@ class Part:
     """What a row of the second stage goes without."""
 
     blank: tuple[str, ...] = ()  # features that it never sees
-    among_new: bool = True  # the loss's second softmax, over items that are new to the shopper
+    among_new: bool = True  # the loss's softmaxes over items that are new to the shopper, and over the others
     settings: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
 RETAIL: Final[Mapping[str, Part]] = {
     FULL: Part(),
-    "without the softmax over new items": Part(among_new=False),
+    "one softmax, over all candidates": Part(among_new=False),
     "without the features of own events": Part(blank=OWN),
     "without EASE's features": Part(blank=tuple(name for name in FIT if name.startswith("ease"))),
     "without what follows within a month": Part(blank=("following",)),
@@ -54,7 +61,7 @@ RETAIL: Final[Mapping[str, Part]] = {
     "one window": Part(settings={"ranker_windows": 1}),
     "one head": Part(settings={"ranker_heads": 1}),
 }
-# Encoder, and whether attributes are known. `without the graph` is the full row's network alone.
+# Encoder, and whether attributes are known. Each row's network is judged alone as well, without the graph.
 SEQUENCES: Final[Mapping[str, tuple[str, bool]]] = {
     FULL: ("gru", True),
     "without attributes": ("gru", False),
@@ -62,6 +69,7 @@ SEQUENCES: Final[Mapping[str, tuple[str, bool]]] = {
     "LSTM": ("lstm", True),
 }
 WITHOUT_GRAPH: Final = "without the graph"
+_CODE: Final = ("evaluation", "models", "training")  # with other code other figures come out
 
 
 def bench_ablation(
@@ -76,7 +84,8 @@ def bench_ablation(
 ) -> dict[str, list[dict[str, Any]]]:
     """Train every row with every seed, write the document, and return its tables by what was judged.
 
-    The document is written anew after each seed, so a run that is cut off leaves what it has.
+    The document is written anew after each seed, so a run that is cut off leaves what it has. What was measured is
+    kept in bench/ablation below the home, and isn't measured again while data, settings and code are the same.
 
     Args:
         settings: the training in force; Online Retail's days are kept in bench/retail below the home.
@@ -91,10 +100,10 @@ def bench_ablation(
         FeedError: a file isn't of its form.
     """
     parts: dict[str, Iterator[Figures]] = {}
-    if sequences:
-        parts["sequences"] = _sequences(sequences, attributes, seeds)
     if retail:
         parts["retail"] = _retail(retail, cutoff, settings, seeds)
+    if sequences:
+        parts["sequences"] = _sequences(sequences, attributes, settings.home, seeds)
     tables: dict[str, list[dict[str, Any]]] = {}
     for name, figures in parts.items():
         found: list[Figures] = []
@@ -123,10 +132,10 @@ def summarize(found: Sequence[Figures]) -> list[dict[str, Any]]:
 # -- sequences
 
 
-def _sequences(data: Path, attributes: Path | None, seeds: Sequence[int]) -> Iterator[Figures]:
+def _sequences(data: Path, attributes: Path | None, home: Path, seeds: Sequence[int]) -> Iterator[Figures]:
     """Yield the figures of each seed."""
     from recflow.models.next_item import NextItemConfig
-    from recflow.training.next_item import Schedule, fit_next_item
+    from recflow.training.next_item import Schedule
 
     for seed in seeds:
         file = SequenceFile.read(data, attributes=attributes, seed=seed)
@@ -135,18 +144,27 @@ def _sequences(data: Path, attributes: Path | None, seeds: Sequence[int]) -> Ite
             known = file.attributes if knows_attributes else None
             if file.attributes is None and not knows_attributes:
                 continue
-            log.info("sequences, seed %d: %s", seed, row)
             config = NextItemConfig(
                 n_items=file.histories.n_items,
                 n_attributes=0 if known is None else known.shape[1],
                 encoder=encoder,  # type: ignore[arg-type]  # a name of `NetworkName`, in a table of plain words
             )
-            train, wanted = file.histories.without_last(2), file.histories.at_end(1)
-            fitted = fit_next_item(train, wanted, attributes=known, config=config, schedule=Schedule(), seed=seed)
-            figures[row] = {"any": max(fitted.by_graph_weight.values())}
-            if row == FULL:
-                figures[WITHOUT_GRAPH] = {"any": fitted.by_graph_weight[0.0]}
+            state = {"config": dataclasses.asdict(config), "schedule": dataclasses.asdict(Schedule()), "seed": seed}
+            state["files"] = [_digest(path) for path in (data, attributes if knows_attributes else None) if path]
+            log.info("sequences, seed %d: %s", seed, row)
+            found = _kept(home, state, partial(_next_items, file, known, config, seed))
+            figures[row] = {"any": found["with_graph"]}
+            figures[WITHOUT_GRAPH if row == FULL else f"{row}, {WITHOUT_GRAPH}"] = {"any": found["alone"]}
         yield figures
+
+
+def _next_items(file: SequenceFile, attributes: Any, config: "NextItemConfig", seed: int) -> dict[str, float]:
+    """Train a network; return NDCG@10 with the graph of transitions at its best weight, and alone."""
+    from recflow.training.next_item import Lesson, Schedule, fit_next_item
+
+    train, wanted = file.histories.without_last(2), file.histories.at_end(1)
+    fitted = fit_next_item(Lesson(train, wanted, config, Schedule(), seed, attributes=attributes))
+    return {"with_graph": max(fitted.by_graph_weight.values()), "alone": fitted.by_graph_weight[0.0]}
 
 
 # -- the second stage
@@ -161,19 +179,29 @@ def _retail(data: Path, cutoff: date, settings: Settings, seeds: Sequence[int]) 
     own = prepared(data, until, settings)
     training_set = TrainingSet.open(Path(build_training_set(until, own).uri))
     holdout = open_holdout(training_set, own.evaluation)
-    windows: CandidateWindows | None = None
-    for seed in seeds:
-        with tempfile.TemporaryDirectory(dir=own.home) as work:
-            fitting = Fitting(training_set, own.training, Path(work))
-            windows = windows or fitting.windows
-            for row, part in RETAIL.items():
-                log.info("retail, seed %d: %s", seed, row)
-                ranker = _fit(windows, fitting.cuts_before, part, training_set.holdout_start, seed=seed)
-                folder = Path(work) / row / "holdout"
-                folder.mkdir(parents=True)
-                ranker.save(folder)
-            judged = Judged.of(candidate_lists(Path(work), holdout, k=_K), holdout)
-        yield {row: {task: judged.mean(row, task) for task in TASKS} for row in RETAIL}
+    with tempfile.TemporaryDirectory(dir=own.home) as work:
+        fitting = Fitting(training_set, own.training, Path(work))
+        for seed in seeds:
+            state = {"training_set": training_set.manifest["snapshot_hash"], "seed": seed}
+            state["rows"] = {row: dataclasses.asdict(part) for row, part in RETAIL.items()}
+            state["settings"] = own.training.model_dump(mode="json")
+            folder = Path(work) / "rows" / str(seed)
+            found = _kept(settings.home, state, partial(_second_stage, fitting, holdout, folder, seed))
+            yield {row: found[row] for row in RETAIL}  # a file has them by their names
+
+
+def _second_stage(fitting: "Fitting", holdout: Holdout, work: Path, seed: int) -> Figures:
+    """Train the ranker of every row below a folder and judge them together."""
+    work.mkdir(parents=True)
+    fitting.encoders.save(work / "encoder.json")  # what a folder of candidates holds beside them
+    for row, part in RETAIL.items():
+        log.info("retail, seed %d: %s", seed, row)
+        before = fitting.training_set.holdout_start
+        ranker = _fit(fitting.windows, fitting.cuts_before, part, before, seed=seed)
+        (work / row / "holdout").mkdir(parents=True)
+        ranker.save(work / row / "holdout")
+    judged = Judged.of(candidate_lists(work, holdout, k=_K), holdout)
+    return {row: {task: judged.mean(row, task) for task in TASKS} for row in RETAIL}
 
 
 def _fit(windows: "CandidateWindows", cuts: list[date], part: Part, before: date, *, seed: int) -> "CandidateRanker":
@@ -199,10 +227,30 @@ def _fit(windows: "CandidateWindows", cuts: list[date], part: Part, before: date
     return fit_ranker(Altered(), cuts, before=before)
 
 
+# -- what was measured before
+
+
+def _kept(home: Path, state: Mapping[str, Any], measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Return what was measured of the same state by the same code; else measure it, and keep that."""
+    package = Path(recflow.__file__).parent
+    code = {str(path.relative_to(package)): _digest(path) for part in _CODE for path in (package / part).rglob("*.py")}
+    key = hashlib.sha256(json.dumps({"code": code, "state": state}, sort_keys=True).encode()).hexdigest()
+    file = home / "bench" / "ablation" / f"{key}.json"
+    if not file.is_file():
+        write_json(file, measure())
+    return dict(json.loads(file.read_text(encoding="utf-8")))
+
+
+def _digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
 # -- the document
 
 _WHAT: Final[Mapping[str, Callable[[date, Settings], str]]] = {
-    "sequences": lambda _, __: "Next items: validation item of every user, the user's earlier items left out",
+    "sequences": lambda _, __: (
+        "Next items: validation item of every user, the user's earlier items left out; epochs as for the GRU"
+    ),
     "retail": lambda cutoff, settings: (
         f"Second stage: what shoppers bought in the {settings.training.holdout_days} days from {cutoff} on, "
         f"histories of {settings.features.history_length} events"

@@ -2,7 +2,8 @@
 
 A day's training learns from all that happened through it; what shoppers bought within `training.holdout_days` after
 it is wanted, and no training has seen that. The first day is trained in full; each later one goes on from the day
-before, and some are trained in full as well, to be held against.
+before, and some are trained in full as well, to be held against. The first day's training and the later ones are what
+`train` does, all candidates and both parts; of the full ones beside them only what is judged is trained.
 """
 
 import gc
@@ -24,7 +25,7 @@ from recflow.events.files import list_days
 from recflow.models.dataset import TrainingSet
 from recflow.settings import Settings
 from recflow.storage import write_json
-from recflow.training.fit import RANKER, SEQUENCE, Fitting
+from recflow.training.fit import PARTS, RANKER, SEQUENCE, Fitting, Part
 from recflow.training.full_or_not import Kind
 from recflow.training.training_set import build_training_set
 from recflow.training.warm_start import Origin
@@ -33,7 +34,7 @@ _K = 10  # NDCG@10, as the gate reads it
 _FIGURES = "figures.json"
 _KINDS: tuple[Kind, ...] = ("incremental", "full")
 
-Figures = dict[str, dict[str, Any]]  # by kind of training: NDCG@10 by network and task, CPU seconds by candidate
+Figures = dict[str, dict[str, Any]]  # by kind of training: NDCG@10 by network and task, CPU seconds by what was fitted
 
 
 def bench_incremental(
@@ -67,7 +68,6 @@ def bench_incremental(
         raise FeedError(f"{data}: expected daily files of Online Retail, found none. Correct the path.")
     last = until or max(listed) - window
     own = prepared(data, last + window, settings)
-    own = own.model_copy(update={"training": own.training.model_copy(update={"lightgbm_rounds": 0})})
     found = _measured([last - timedelta(days=back) for back in range(days, -1, -1)], own, full_every=full_every)
     report = {"data": str(data), "until": str(last), "days": days, "seed": own.training.seed, **summarize(found)}
     if json_path:
@@ -79,19 +79,27 @@ def summarize(found: Mapping[date, Figures]) -> dict[str, Any]:
     """Return the tables: NDCG@10 of each network and day, what is kept of a full training's, and CPU seconds.
 
     A share kept is of the day's full training, the last line's that of the means over the days that have one. Seconds
-    are those of the part `holdout`, without the yardstick, which a step doesn't have.
+    are held against the first day's training, which is a whole one.
     """
-    figures, costs = [], []
-    networks = list(next(iter(found.values()))["full"]["ndcg"])
-    for day, of_day in found.items():
-        if "incremental" in of_day:
-            figures += [_line(str(day), name, of_day) for name in networks]
-            costs.append(_cost(str(day), of_day))
-    compared = {day: of_day for day, of_day in found.items() if {"incremental", "full"} <= set(of_day)}
+    first, *steps = found.items()
+    networks = list(first[1]["full"]["ndcg"])
+    figures = [_line(str(day), name, of_day) for day, of_day in steps for name in networks]
+    compared = [of_day for _, of_day in steps if "full" in of_day]
     if compared:
-        mean = _mean(list(compared.values()), networks)
+        mean = _mean(compared, networks)
         figures += [_line("mean", name, mean) for name in networks]
-        costs.append(_cost("mean", mean))
+    full = sum(first[1]["full"]["cpu_seconds"].values())
+    seconds = {str(day): sum(of_day["incremental"]["cpu_seconds"].values()) for day, of_day in steps}
+    seconds["mean"] = sum(seconds.values()) / len(seconds)
+    costs = [
+        {
+            "until": day,
+            "incremental_cpu_seconds": round(each, 1),
+            "full_cpu_seconds": round(full, 1),
+            "share": round(each / full, 3),
+        }
+        for day, each in seconds.items()
+    ]
     return {"figures": figures, "costs": costs}
 
 
@@ -107,25 +115,13 @@ def _line(day: str, name: str, of_day: Figures) -> dict[str, Any]:
     return line | {"kept": round(sum(kept.values()) / len(kept), 4)}
 
 
-def _cost(day: str, of_day: Figures) -> dict[str, Any]:
-    own, full = (sum(of_day[kind]["cpu_seconds"].values()) if kind in of_day else None for kind in _KINDS)
-    return {
-        "until": day,
-        "incremental_cpu_seconds": None if own is None else round(own, 1),
-        "full_cpu_seconds": None if full is None else round(full, 1),
-        "share": round(own / full, 3) if own and full else None,
-    }
-
-
 def _mean(parts: list[Figures], networks: list[str]) -> Figures:
-    n = len(parts)
     return {
         kind: {
             "ndcg": {
-                name: {task: sum(part[kind]["ndcg"][name][task] for part in parts) / n for task in TASKS}
+                name: {task: sum(part[kind]["ndcg"][name][task] for part in parts) / len(parts) for task in TASKS}
                 for name in networks
-            },
-            "cpu_seconds": {"all": sum(sum(part[kind]["cpu_seconds"].values()) for part in parts) / n},
+            }
         }
         for kind in _KINDS
     }
@@ -142,8 +138,16 @@ def _measured(days: list[date], own: Settings, *, full_every: int) -> dict[date,
     for number, day in enumerate(days):
         kinds: list[Kind] = ["incremental"] if number else ["full"]
         kinds += ["full"] if number and number % full_every == 0 else []
-        measured = {kind: _once(work / f"{day}-{kind}", day, own, origin if kind == "incremental" else None)
-                    for kind in kinds}  # fmt: skip
+        measured = {
+            kind: _once(
+                work / f"{day}-{kind}",
+                day,
+                own,
+                origin if kind == "incremental" else None,
+                is_whole=kind == kinds[0],
+            )
+            for kind in kinds
+        }
         found[day] = {kind: entry["found"] for kind, entry in measured.items()}
         if origin and origin.until != days[0]:  # nothing goes on from it any more; from a full one another run may
             for network in (SEQUENCE, RANKER):
@@ -167,9 +171,9 @@ def _training_set(day: date, own: Settings) -> TrainingSet:
     return TrainingSet.open(Path(build_training_set(until, own).uri))
 
 
-def _once(folder: Path, day: date, own: Settings, origin: Origin | None) -> dict[str, Any]:
+def _once(folder: Path, day: date, own: Settings, origin: Origin | None, *, is_whole: bool) -> dict[str, Any]:
     """Fit and judge, unless that was done: the networks first, for they alone differ, then the rest for its cost."""
-    state = [str(day), own.training.model_dump(mode="json"), origin and origin.key]
+    state = [str(day), own.training.model_dump(mode="json"), origin and origin.key, is_whole]
     key = hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
     entry = _read(folder)
     if entry.get("key") == key:
@@ -178,29 +182,32 @@ def _once(folder: Path, day: date, own: Settings, origin: Origin | None) -> dict
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     training_set = _training_set(day, own)
-    found = _fit_and_judge(Fitting(training_set, own.training, folder, origin=origin), folder, own)
+    found = _fit_and_judge(Fitting(training_set, own.training, folder, origin=origin), folder, own, is_whole=is_whole)
     write_json(folder / _FIGURES, {"key": key, "found": found, "item_ids": training_set.item_ids})
     gc.collect()  # windows are hundreds of megabytes, held by what refers to itself
     return _read(folder)
 
 
-def _fit_and_judge(fitting: Fitting, folder: Path, own: Settings) -> dict[str, Any]:
+def _fit_and_judge(fitting: Fitting, folder: Path, own: Settings, *, is_whole: bool) -> dict[str, Any]:
     networks = [name for name in fitting.names if name in (SEQUENCE, RANKER)]
     others = [name for name in fitting.names if name not in networks]
-    seconds = {name: _cpu_seconds(fitting, name) for name in networks}
+    seconds = {name: _cpu_seconds(fitting, name, "holdout") for name in networks}
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # no candidate, though it has parts too
     holdout = open_holdout(fitting.training_set, own.evaluation)
     judged = Judged.of(candidate_lists(folder, holdout, k=_K), holdout)
-    seconds |= {name: _cpu_seconds(fitting, name) for name in others}
-    for name in others:
-        shutil.rmtree(folder / name)
     ndcg = {name: {task: judged.mean(name, task) for task in TASKS} for name in networks}
+    if is_whole:
+        both = [(name, part) for part in PARTS for name in fitting.names if part in fitting.parts_of(name)]
+        # What is finished isn't fitted again.
+        seconds |= {f"{name}, {part}": _cpu_seconds(fitting, name, part) for name, part in both}
+    for name in others:
+        shutil.rmtree(folder / name, ignore_errors=True)
     return {"ndcg": ndcg, "cpu_seconds": seconds}
 
 
-def _cpu_seconds(fitting: Fitting, name: str) -> float:
+def _cpu_seconds(fitting: Fitting, name: str, part: Part) -> float:
     clock = time.process_time()
-    fitting.fit(name, "holdout")
+    fitting.fit(name, part)
     return time.process_time() - clock
 
 

@@ -91,7 +91,7 @@ def _write(folder: Path, n_items: int, n_events: int) -> None:
 
 def _train(folder: Path, width: int, epochs: int, devices: int) -> dict[str, list[dict[str, Any]]]:
     from recflow.models.next_item import NextItemConfig
-    from recflow.training.next_item import Schedule, train_next_item
+    from recflow.training.next_item import Lesson, Schedule, train_next_item
 
     train, wanted = Histories.open(folder / "train"), np.load(folder / "wanted.npy", mmap_mode="r")
     schedule = Schedule(max_epochs=epochs, validate_every=1)
@@ -99,7 +99,7 @@ def _train(folder: Path, width: int, epochs: int, devices: int) -> dict[str, lis
         train.n_items, embedding_size=width, dropout=0.1, sequence_length=20, temperature=_TEMPERATURE
     )
     began = time.monotonic()
-    training = train_next_item(train, wanted, config=config, schedule=schedule, seed=0, devices=devices)
+    training = train_next_item(Lesson(train, wanted, config, schedule, seed=0, devices=devices))
     seconds = time.monotonic() - began
     learned = training.history[-1]
     cpu = learned["epoch_cpu_seconds"]

@@ -62,7 +62,7 @@ def bench_sequences(
         FeedError: a file isn't of its form.
     """
     from recflow.models.next_item import NextItemConfig
-    from recflow.training.next_item import Schedule, fit_next_item
+    from recflow.training.next_item import Lesson, Schedule, fit_next_item
 
     began, cpu_began = time.monotonic(), time.process_time()
     file = SequenceFile.read(data, attributes=attributes, seed=seed)
@@ -74,14 +74,8 @@ def bench_sequences(
         encoder=encoder,
     )
     schedule = Schedule(max_seconds=None if max_minutes is None else 60 * max_minutes)
-    fitted = fit_next_item(
-        histories.without_last(2),
-        histories.at_end(1),
-        attributes=file.attributes,
-        config=config,
-        schedule=schedule,
-        seed=seed,
-    )
+    train, wanted = histories.without_last(2), histories.at_end(1)
+    fitted = fit_next_item(Lesson(train, wanted, config, schedule, seed, attributes=file.attributes))
     trained, cpu_trained = time.monotonic(), time.process_time()
     shown = {
         "validation": _lists(fitted.model.score, histories.without_last(2)),

@@ -1,7 +1,6 @@
 """`recflow`: a verb a step, and the few that watch over them. Every failure is one paragraph and a non-zero exit."""
 
 import dataclasses
-import os
 import sys
 from collections.abc import Callable
 from datetime import date
@@ -395,8 +394,6 @@ def _common(
     from recflow.console import quiet_third_parties, show_log
 
     _Options.debug = debug
-    # Before torch and numpy are imported: threads that wait for each other on a busy machine cost ten times the CPU.
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
     quiet_third_parties()
     show_log(verbose=debug)
 

@@ -176,7 +176,10 @@ def bench_ablation(
     cutoff: Annotated[date | None, day_option("First held-out day of Online Retail; default: 2011-11-13.")] = None,
     seeds: Annotated[str, typer.Option(help="Of the networks.", metavar="S1,S2,...")] = "0,1,2",
 ) -> None:
-    """Train the models without one part each, with several seeds, and write what each part brings as a document."""
+    """Train the models without one part each, with several seeds, and write what each part brings as a document.
+
+    What was measured is kept in bench/ablation below the home, and a run that was cut off goes on from there.
+    """
     from recflow.bench.ablation import bench_ablation
 
     tables = bench_ablation(

@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, Self
@@ -81,8 +81,12 @@ class _Layout:
             has_nulls=np.array([column.has_nulls for column, _ in numbers], bool),
             texts=texts,
             # An item getter of one name would return the bare value.
-            row=itemgetter(*names) if len(names) > 1 else lambda row: tuple(row[name] for name in names),
+            row=itemgetter(*names) if len(names) > 1 else partial(_values, names),
         )
+
+
+def _values(names: tuple[str, ...], row: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(row[name] for name in names)
 
 
 @dataclass(frozen=True)

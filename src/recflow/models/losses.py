@@ -14,17 +14,6 @@ _MULTIPLE = 32  # of positions: a product of a size not seen before costs 10 ms 
 _CHUNK = 256  # positions whose logits are held at once: with 12,000 items 6 MB in bf16, which a cache nearly holds
 
 
-def fast_dtype(device: torch.device) -> torch.dtype:
-    """Return the type that a device multiplies matrices in fastest without harm to a softmax: bf16 where it has units.
-
-    A processor without them would emulate bf16, which is slower than float32.
-    """
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
-    has_units = device.type == "cpu" and torch.cpu._is_amx_tile_supported()
-    return torch.bfloat16 if has_units else torch.float32
-
-
 def catalogue_cross_entropy(
     states: Tensor,  # (N, D)
     items: Tensor,  # (V, D)
@@ -51,6 +40,8 @@ class _Fused(torch.autograd.Function):
     """The loss, with its gradients made on the way."""
 
     @staticmethod
+    # Products are of `dtype`, whatever the layers around work in.
+    @torch.amp.custom_fwd(device_type="cuda", cast_inputs=torch.float32)  # type: ignore[untyped-decorator]
     def forward(
         ctx: Any,
         states: Tensor,
@@ -91,6 +82,7 @@ class _Fused(torch.autograd.Function):
         return loss
 
     @staticmethod
+    @torch.amp.custom_bwd(device_type="cuda")  # type: ignore[untyped-decorator]
     def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
         of_states, of_items = ctx.saved_tensors
         return of_states * outer[0], of_items * outer[0], None, None, None, None, None

@@ -58,7 +58,7 @@ def image_vectors(
     torch.manual_seed(seed)
     training = _ImageTraining(pixels[learned], torch.from_numpy(factors[item[learned]]))
     if len(learned) > 1:
-        run_epochs(training, epochs=_EPOCHS, accelerator="cpu", devices=1, enable_checkpointing=False)
+        run_epochs(training, epochs=_EPOCHS, enable_checkpointing=False)
     vectors[item] = training.read(pixels)
     return vectors
 

@@ -51,6 +51,7 @@ def fit_network(
         epochs=settings.network_epochs,
         accelerator=settings.accelerator,
         devices=settings.devices,
+        compiled=settings.compiled,
         enable_checkpointing=False,
     )
     training.network.load_state_dict(training.best)

@@ -22,7 +22,7 @@ from recflow.console import log
 from recflow.errors import TrainingError
 from recflow.models.content import Content
 from recflow.models.histories import Histories
-from recflow.models.losses import catalogue_cross_entropy, fast_dtype
+from recflow.models.losses import catalogue_cross_entropy
 from recflow.models.next_item import (
     NextItemConfig,
     NextItemModel,
@@ -36,7 +36,7 @@ from recflow.training.item_windows import Batch, Windows
 from recflow.training.memory import give_back_freed
 from recflow.training.ranks import ranks_among_all
 from recflow.training.row_adagrad import RowAdagrad
-from recflow.training.trainer import run_epochs
+from recflow.training.trainer import fast_dtype, run_epochs
 
 _SCORED_AT_ONCE = 128  # histories that are ranked together
 _VALIDATION_SCORES = 2 * 10**9  # at most: 2,000 users with a million items, a standard error of NDCG@10 of some 0.005
@@ -72,68 +72,43 @@ class Fitted:
     by_graph_weight: dict[float, float]  # NDCG@10 of validation
 
 
-def fit_next_item(
-    train: Histories,
-    wanted: NDArray[np.int32],  # (U,) item_idx: the validation item of each user
-    *,
-    attributes: sparse.csr_array | None = None,
-    content: Content | None = None,
-    config: NextItemConfig,
-    schedule: Schedule,
-    seed: int,
-    devices: int = 1,
-) -> Fitted:
-    """Learn from the histories alone; when to stop, and the graph's weight, are chosen on `wanted`.
+@dataclass(frozen=True)
+class Lesson:
+    """What a network is to learn, and how."""
 
-    Args:
-        train: what each of U users took.
-        wanted: what each took next; never learned from.
-        attributes: of the items (V, A), 1 where an item has one.
-        content: vectors of the items, by kind.
-        config: sizes of the network.
-        schedule: how it learns.
-        seed: of the weights, the order of the batches and dropout.
-        devices: processes that share each batch, each with a device of its own.
-    """
-    training = train_next_item(
-        train,
-        wanted,
-        attributes=attributes,
-        content=content,
-        config=config,
-        schedule=schedule,
-        seed=seed,
-        devices=devices,
-    )
-    graph, asked = TransitionGraph.fit(train), training.validation
+    train: Histories  # what each of U users took
+    wanted: NDArray[np.int32]  # (U,) item_idx: what each took next; never learned from
+    config: NextItemConfig
+    schedule: Schedule
+    seed: int  # of the weights, the order of the batches and dropout
+    attributes: sparse.csr_array | None = None  # of the items (V, A), 1 where an item has one
+    content: Content | None = None  # vectors of the items, by kind
+    devices: int = 1  # processes that share each batch, each with a device of its own
+
+
+def fit_next_item(lesson: Lesson) -> Fitted:
+    """Learn from the histories alone; when to stop, and the graph's weight, are chosen on what is wanted."""
+    training, graph = train_next_item(lesson), TransitionGraph.fit(lesson.train)
+    asked = training.validation
     figures = Validation(asked.train, asked.wanted, graph).by_graph_weight(training.network)
     model = NextItemModel(training.network, graph, graph_weight=max(figures, key=lambda weight: figures[weight]))
     return Fitted(model, training.best_epoch, training.history, figures)
 
 
-def train_next_item(
-    train: Histories,
-    wanted: NDArray[np.int32],  # (U,)
-    *,
-    attributes: sparse.csr_array | None = None,
-    content: Content | None = None,
-    config: NextItemConfig,
-    schedule: Schedule,
-    seed: int,
-    devices: int = 1,
-) -> "NextItemTraining":
-    """Return the training after its end, the network with its best weights; see `fit_next_item`."""
+def train_next_item(lesson: Lesson) -> "NextItemTraining":
+    """Return the training after its end, the network with its best weights."""
+    train, schedule, seed = lesson.train, lesson.schedule, lesson.seed
     torch.set_num_threads(schedule.threads)
     torch.manual_seed(seed)
-    users = np.random.default_rng(seed).permutation(len(train))[: _VALIDATION_SCORES // train.n_items]
-    asked, wanted = train.take(np.sort(users)), wanted[np.sort(users)]
+    users = np.sort(np.random.default_rng(seed).permutation(len(train))[: _VALIDATION_SCORES // train.n_items])
     training = NextItemTraining(
-        make_network(config, train, attributes=attributes, content=content),
-        make_windows(train, schedule, length=config.sequence_length, seed=seed),
+        make_network(lesson.config, train, attributes=lesson.attributes, content=lesson.content),
+        make_windows(train, schedule, length=lesson.config.sequence_length, seed=seed),
         schedule,
-        Validation(asked, wanted),
+        Validation(train.take(users), lesson.wanted[users]),
     )
-    run_epochs(training, epochs=schedule.max_epochs, accelerator="auto", devices=devices, enable_checkpointing=False)
+    epochs, devices = schedule.max_epochs, lesson.devices
+    run_epochs(training, epochs=epochs, accelerator="auto", devices=devices, enable_checkpointing=False)
     training.network.load_state_dict(training.best)
     return training
 

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset
 
 from recflow.console import log
+from recflow.errors import TrainingError
 from recflow.metrics import Relevant, ndcg_at_k
 from recflow.models.dataset import Rows, TrainingSet
 from recflow.models.features import Encoders
@@ -45,6 +46,11 @@ class Targets:
     place: Tensor  # (T,) row of the batch
     item: Tensor  # (T,) item_idx
     weight: Tensor  # (T,) 1 / targets of the row
+    share: float = 1.0  # weight of this process's mean loss in the mean over the processes
+
+    def to(self, device: torch.device) -> "Targets":
+        """Return the targets on a device."""
+        return Targets(self.place.to(device), self.item.to(device), self.weight.to(device), self.share)
 
 
 @dataclass(frozen=True)
@@ -62,15 +68,23 @@ class Windows(IterableDataset[tuple[Batch, Targets]]):
     def __init__(
         self, training_set: TrainingSet, encoders: Encoders, cuts: Sequence[date], *, settings: TrainingSettings
     ) -> None:
-        """Hold what the batches are made from; `epoch` is set before each pass."""
+        """Hold what the batches are made from; `epoch` is set before each pass, and this process's part of `parts`."""
         self.training_set, self.encoders, self.settings = training_set, encoders, settings
         self.rows = {cut: training_set.rows_of(cut) for cut in cuts}
         self.item_features = {cut: training_set.encoded_items(cut, encoders) for cut in cuts}
-        self.epoch = 0
+        self.epoch, self.part, self.parts = 0, 0, 1
 
     def __len__(self) -> int:
         """Return the batches of an epoch."""
-        return sum(-(-len(rows) // self.settings.batch_size) for rows in self.rows.values())
+        return sum(map(self._batches_of, self.rows.values()))
+
+    @property
+    def fewest(self) -> int:
+        """Return the examples of the smallest batch, over all processes."""
+        return min(len(rows) // self._batches_of(rows) for rows in self.rows.values())
+
+    def _batches_of(self, rows: Rows) -> int:
+        return -(-len(rows) // self.settings.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Batch, Targets]]:
         """Yield the batches of the epoch."""
@@ -78,15 +92,14 @@ class Windows(IterableDataset[tuple[Batch, Targets]]):
         batches = []
         for cut, rows in self.rows.items():
             shuffled = rng.permutation(rows)
-            batches += [
-                (cut, np.sort(part)) for part in np.array_split(shuffled, -(-len(rows) // self.settings.batch_size))
-            ]
+            batches += [(cut, np.sort(part)) for part in np.array_split(shuffled, self._batches_of(rows))]
         for number in rng.permutation(len(batches)):
             cut, rows = batches[number]
-            yield self.batch(cut, rows)
+            own = rows[self.part :: self.parts]
+            yield self.batch(cut, own, share=self.parts * len(own) / len(rows))
 
-    def batch(self, cut: date, rows: Rows) -> tuple[Batch, Targets]:
-        """Return the batch of the given examples of a cut."""
+    def batch(self, cut: date, rows: Rows, *, share: float = 1.0) -> tuple[Batch, Targets]:
+        """Return the batch of the given examples of a cut; `share` as in `Targets`."""
         context = self.training_set.context(rows, self.encoders, item_features=self.item_features[cut])
         place, item, _ = self.training_set.examples.targets_of(rows)
         counts = np.bincount(place, minlength=len(rows))
@@ -94,6 +107,7 @@ class Windows(IterableDataset[tuple[Batch, Targets]]):
             place=torch.from_numpy(place),
             item=torch.from_numpy(item.astype(np.int64)),
             weight=torch.from_numpy((1 / counts[place]).astype(np.float32)),
+            share=share,
         )
         return Batch.of(context, length=self.settings.sequence_length), targets
 
@@ -111,6 +125,12 @@ class SequenceTraining(pl.LightningModule):
     def train_dataloader(self) -> DataLoader[Any]:
         """Return the batches of the current epoch; Lightning asks again for every epoch."""
         self.windows.epoch = self.current_epoch
+        self.windows.part, self.windows.parts = self.trainer.global_rank, self.trainer.world_size
+        if (fewest := self.windows.fewest) < self.windows.parts:
+            raise TrainingError(
+                f"A batch of {fewest} examples is too small for {self.windows.parts} processes. "
+                "Set training.devices = 1, or prepare more days."
+            )
         return DataLoader(self.windows, batch_size=None)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
@@ -120,24 +140,28 @@ class SequenceTraining(pl.LightningModule):
         """
         torch.manual_seed(
             _seed(self.windows.settings.seed, "batch", self.current_epoch * len(self.windows) + batch_idx)
+            + self.global_rank
         )
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Move both halves of a batch."""
         inputs, targets = batch
-        return inputs.to(device), Targets(**{name: value.to(device) for name, value in vars(targets).items()})
+        return inputs.to(device), targets.to(device)
 
     def training_step(self, batch: tuple[Batch, Targets], batch_idx: int) -> Tensor:
         """Return the cross-entropy."""
         inputs, targets = batch
         log_p = F.log_softmax(self.model(inputs).float(), dim=-1)  # (B, V)
-        loss = -(log_p[targets.place, targets.item] * targets.weight).sum() / len(inputs.items)
+        loss = -(log_p[targets.place, targets.item] * targets.weight).sum() / len(inputs.items) * targets.share
         self._losses.append(loss.item())
         return loss
 
     def on_train_epoch_end(self) -> None:
         """Validate; the callbacks that look at the figure come after this."""
         figures = {"loss": float(np.mean(self._losses))}
+        if self.trainer.world_size > 1:
+            own = torch.tensor(figures["loss"], device=self.device)
+            figures["loss"] = float(self.trainer.strategy.reduce(own, reduce_op="mean"))
         self._losses.clear()
         if self.validation is not None:
             ranker = SequenceRanker(self.model)
@@ -245,14 +269,13 @@ def fit_sequence(
         callbacks.append(
             EarlyStopping(MONITOR, mode="max", patience=settings.patience, check_on_train_epoch_end=True, verbose=False)
         )
-    on_gpu = settings.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
     run_epochs(
         training,
         epochs=n_epochs,
         checkpoint=_newest(checkpoints),
         accelerator=settings.accelerator,
-        devices=1,
-        precision="bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported() else "32-true",
+        devices=settings.devices,
+        compiled=settings.compiled,
         callbacks=callbacks,
         default_root_dir=checkpoints,
     )

@@ -1,5 +1,9 @@
 """How every model is trained with Lightning: quietly, on batches that a loader makes anew for each epoch.
 
+Precision follows from the device. On a GPU that has units for it layers work in bf16 beside weights of float32, and
+their code may be made for it (`torch.compile`). A processor's layers stay in float32; only products over a whole
+catalogue are in what `fast_dtype` says.
+
 With several devices each has a process: this one, and others that start with what it holds and end with it. They learn
 from their parts of each batch, and the mean of their gradients is every one's (Lightning's DDP; gloo between
 processors, NCCL between GPUs).
@@ -19,6 +23,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
+from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.strategies import DDPStrategy
 
 from recflow.errors import TrainingError
@@ -28,7 +33,14 @@ _RENDEZVOUS = ("MASTER_ADDR", "MASTER_PORT")  # variables that Lightning leaves 
 
 
 def run_epochs(
-    training: pl.LightningModule, *, epochs: int, checkpoint: Path | None = None, devices: int = 1, **options: Any
+    training: pl.LightningModule,
+    *,
+    epochs: int,
+    checkpoint: Path | None = None,
+    accelerator: str = "cpu",
+    devices: int = 1,
+    compiled: bool = False,
+    **options: Any,
 ) -> None:
     """Train for so many epochs, or until the module or a callback says that it is enough.
 
@@ -37,19 +49,60 @@ def run_epochs(
             devices it must give each process its part.
         epochs: at most.
         checkpoint: where to go on from.
+        accelerator: Lightning's name, "auto" is a GPU where there is one; what takes seconds is over on the processor
+            before a GPU has started.
         devices: of the accelerator; more than one start as many processes.
-        options: of Lightning's trainer: accelerator, precision, callbacks, ...
+        compiled: whether code of its own is made for the networks on a GPU; on a processor nothing is.
+        options: of Lightning's trainer: callbacks, ...
 
     Raises:
         TrainingError: another process failed.
     """
-    options |= {"max_epochs": epochs}
+    options |= {"max_epochs": epochs, **device_options(accelerator)}
+    if compiled and is_gpu(accelerator):
+        options["callbacks"] = [*options.get("callbacks", []), Compiled()]
     if devices == 1:
         _fit(training, checkpoint, options | {"devices": 1})
         return
     environment = _Rank(0)
     with _others(training, checkpoint, options, devices=devices, port=environment.main_port):
         _fit(training, checkpoint, options | _together(environment, devices))
+
+
+def is_gpu(accelerator: str) -> bool:
+    """Return whether Lightning's name of an accelerator means one of CUDA here."""
+    return accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+
+
+def device_options(accelerator: str) -> dict[str, Any]:
+    """Return the trainer's options that follow from the device."""
+    in_bf16 = is_gpu(accelerator) and fast_dtype(torch.device("cuda")) is torch.bfloat16
+    return {"accelerator": accelerator, "precision": "bf16-mixed" if in_bf16 else "32-true"}
+
+
+def fast_dtype(device: torch.device) -> torch.dtype:
+    """Return the type that a device multiplies matrices in fastest without harm to a softmax: bf16 where it has units.
+
+    A processor without them would emulate bf16, which is slower than float32.
+    """
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    has_units = device.type == "cpu" and torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if has_units else torch.float32
+
+
+class Compiled(Callback):
+    """Has code made for the networks of a module while it trains."""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Compile; sizes differ from batch to batch."""
+        for network in pl_module.children():
+            network.compile(dynamic=True)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Undo it: whoever ranks with the network next would wait for code of another device."""
+        for network in pl_module.children():
+            network._compiled_call_impl = None
 
 
 class _Rank(LightningEnvironment):

@@ -19,12 +19,11 @@ from pytorch_lightning import Callback
 
 from recflow.bench.peers.libraries import Progress
 from recflow.models.histories import Histories, SequenceFile
-from recflow.models.losses import fast_dtype
 from recflow.models.next_item import NextItemConfig, NextItemNetwork, graph_logits
 from recflow.models.transitions import TransitionGraph
 from recflow.training.next_item import NextItemTraining, Schedule, Validation, make_windows
 from recflow.training.ranks import ranks_among_all
-from recflow.training.trainer import run_epochs
+from recflow.training.trainer import fast_dtype, run_epochs
 
 _RANKED_AT_ONCE = 128  # users
 _MEASURED_SECONDS = 0.5  # of CPU, for each rate of the machine
@@ -76,8 +75,6 @@ def train(name: str, options: dict[str, Any]) -> None:
     run_epochs(
         training,
         epochs=options["epochs"],
-        accelerator="cpu",
-        devices=1,
         enable_checkpointing=False,
         callbacks=[_Clock(_progress(options), floors)],
     )
