@@ -14,13 +14,13 @@ from recflow.storage import Storage
 START = date(2011, 1, 3)  # a Monday
 
 
-def invoice_lines(*, days: int = 40, users: int = 60, items: int = 40, seed: int = 0) -> pd.DataFrame:
+def invoice_lines(*, days: int = 40, users: int = 60, items: int = 40, tastes: int = 4, seed: int = 0) -> pd.DataFrame:
     """Make invoice lines in Online Retail's columns, all text: shoppers with tastes who buy again, closed on Saturdays.
 
     Ordinary sales only; tests add the quirks that they are about.
     """
     rng = np.random.default_rng(seed)
-    taste = rng.integers(0, 4, users)
+    taste = rng.integers(0, tastes, users)
     codes = np.array([f"{20000 + 7 * item}" for item in range(items)])
     prices = np.round(rng.uniform(0.5, 12, items), 2)
     rows = []
@@ -32,7 +32,7 @@ def invoice_lines(*, days: int = 40, users: int = 60, items: int = 40, seed: int
         for user in rng.choice(users, size=max(6, users // 6), replace=False):
             invoice += 1
             moment = datetime(day.year, day.month, day.day, 9) + timedelta(minutes=int(rng.integers(0, 400)))
-            own = np.arange(items)[np.arange(items) % 4 == taste[user]]
+            own = np.arange(items)[np.arange(items) % tastes == taste[user]]
             basket = rng.choice(own, size=min(len(own), int(rng.integers(2, 6))), replace=False)
             rows += [
                 (str(invoice), codes[item], f"ITEM NUMBER {item}", str(int(rng.integers(1, 12))),

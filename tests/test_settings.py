@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
 from recflow.errors import SettingsError
+from recflow.programs import settings_environment
 from recflow.settings import Settings, config_file, load_settings
 
 
@@ -33,6 +34,20 @@ def test_arguments_win_over_environment_over_file_over_defaults(toml: Path, monk
     assert settings.training.holdout_days == 11  # file
     assert settings.serving.host == "0.0.0.0"  # file, beside the argument of its section
     assert settings.registry.keep_versions == 3  # default
+
+
+def test_a_section_of_a_section_is_set_in_parts_from_everywhere(toml: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    toml.write_text("[training.privacy]\nmode = 'dp'\n")
+    monkeypatch.setenv("RECFLOW_TRAINING__PRIVACY__EPSILON", "2")
+    settings = load_settings(training={"privacy": {"steps": 7}, "engagement": {"gains": (1, 0, 0)}})
+    privacy = settings.training.privacy
+    assert (privacy.mode, privacy.epsilon, privacy.steps, privacy.delta) == ("dp", 2, 7, 1e-5)
+    for name, value in settings_environment(settings).items():
+        monkeypatch.setenv(name, value)
+    assert load_settings().training == settings.training  # as another process is given it
+    monkeypatch.setenv("RECFLOW_TRAINING__PRIVACY__EPSILN", "2")
+    with pytest.raises(SettingsError, match=r"did you mean 'RECFLOW_TRAINING__PRIVACY__EPSILON'\?"):
+        load_settings()
 
 
 def test_a_file_in_the_folder_is_read_without_being_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,8 +140,9 @@ def test_a_setting_means_the_same_from_the_environment_as_from_the_file(port: in
 
 def test_every_section_says_what_it_is_about_and_refuses_unknown_keys() -> None:
     values = [getattr(load_settings(), name) for name in Settings.model_fields]
+    values += [inner for value in values if isinstance(value, BaseModel) for _, inner in value]
     sections = [type(value) for value in values if isinstance(value, BaseModel)]
-    assert len(sections) >= 9
+    assert len(sections) >= 12
     for section in sections:
         assert section.__doc__, section.__name__
         assert (section.model_config["extra"], section.model_config["frozen"]) == ("forbid", True)

@@ -169,9 +169,10 @@ def gate(until: date, settings: Settings) -> Artifact:
 
 @_step
 def publish(until: date, settings: Settings) -> Artifact:
-    """Gated candidate -> bundle, version, alias `champion`; see `serving.bundle` and `registry.versions`."""
+    """Gated candidate -> bundle, version, alias `champion`; see `serving.make_bundle` and `registry.versions`."""
     from recflow.registry import versions
-    from recflow.serving.bundle import build_bundle, load_bundle
+    from recflow.serving.bundle import load_bundle
+    from recflow.serving.make_bundle import build_bundle
 
     bundle = build_bundle(until, settings)
     version = versions.publish(bundle, settings, check=load_bundle)

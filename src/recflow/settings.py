@@ -102,6 +102,36 @@ class FeatureSettings(_Section):
         return url
 
 
+class TrainingPrivacySettings(_Section):
+    """Differential privacy of what is learned, one shopper being what it hides; see adr/0015 for what is covered."""
+
+    # dp: the ranker's network is trained with it; networks without it aren't trained then, and none is served. Lists
+    # are worse, see adr/0015 for how much.
+    mode: Literal["none", "dp"] = "none"
+    epsilon: float = Field(default=8.0, gt=0)  # of both fits of a training together; smaller hides more
+    delta: float = Field(default=1e-5, gt=0, lt=1)  # well below one over the number of shoppers
+    max_grad_norm: float = Field(default=1.0, gt=0)  # length that a shopper's gradient is cut to
+    steps: int = Field(default=50, ge=1)  # of a fit; noise grows with their root
+    sample_share: float = Field(default=0.25, gt=0, le=1)  # chance of each shopper to be drawn for a step
+
+
+class EngagementSettings(_Section):
+    """The engagement stage over the candidates' scores, see adr/0013.
+
+    It learns from the items that were shown and what followed; a feed without impressions has none.
+    """
+
+    min_clicks: int = Field(default=500, ge=1)  # in the hold-out; with fewer the stage is left out
+    days: int = Field(default=28, ge=0)  # before the hold-out whose slates teach as well, without scores
+    hours: float = Field(default=24.0, gt=0)  # after an impression in which what follows counts as its
+    slates: int = Field(default=10_000, ge=1)  # drawn, before the hold-out and in it: 50 MB each
+    epochs: int = Field(default=4, ge=1)
+    depth: int = Field(default=100, ge=2)  # best items of a candidate's that are put in order; rest: behind
+    # What a click, a cart and a purchase are worth: items stand in order of the sum, each by its calibrated chance. A
+    # purchase is a cart and a click as well. As the models weigh events, see `models.interactions.PREFERENCE`.
+    gains: tuple[NonNegativeFloat, NonNegativeFloat, NonNegativeFloat] = (0.2, 0.3, 0.5)
+
+
 class TrainingSettings(_Section):
     """How the models learn."""
 
@@ -136,7 +166,7 @@ class TrainingSettings(_Section):
     sequence_model: bool = False
     ranker_windows: int = Field(default=8, ge=1)  # latest windows that the ranker learns from; 12 were no better
     ranker_window_shoppers: int = Field(default=2000, ge=1)  # drawn from a window: 80 MB of features
-    ranker_heads: int = Field(default=8, ge=1)  # small perceptrons whose mean is the score
+    ranker_heads: int = Field(default=4, ge=1)  # small perceptrons whose mean is the score; 8 were no better
     ranker_epochs: int = Field(default=4, ge=1)  # with 6, NDCG@10 of *any* was 0.002 to 0.004 lower
     ranker_learning_rate: float = Field(default=3e-3, gt=0)  # peak of AdamW's, in one cycle
 
@@ -152,33 +182,17 @@ class TrainingSettings(_Section):
     # Folder that the items' `image_uri` name files of: a small network makes vectors of the images, for the networks.
     image_folder: Path | None = None
 
-    # The engagement stage over the candidates' scores, see adr/0013. It learns from the items that were shown and what
-    # followed; a feed without impressions has none.
-    engagement_min_clicks: int = Field(default=500, ge=1)  # in the hold-out; with fewer the stage is left out
-    engagement_days: int = Field(default=28, ge=0)  # before the hold-out whose slates teach as well, without scores
-    engagement_hours: float = Field(default=24.0, gt=0)  # after an impression in which what follows counts as its
-    engagement_slates: int = Field(default=10_000, ge=1)  # drawn, before the hold-out and in it: 50 MB each
-    engagement_epochs: int = Field(default=4, ge=1)
-    engagement_depth: int = Field(default=100, ge=2)  # best items of a candidate's that are put in order; rest: behind
-    # What a click, a cart and a purchase are worth: items stand in order of the sum, each by its calibrated chance. A
-    # purchase is a cart and a click as well. As the models weigh events, see `models.interactions.PREFERENCE`.
-    engagement_gains: tuple[NonNegativeFloat, NonNegativeFloat, NonNegativeFloat] = (0.2, 0.3, 0.5)
-
-    # dp: the ranker's network is trained with differential privacy, one shopper being what it hides; networks without
-    # it aren't trained then, and none is served. Lists are worse, see adr/0015 for how much and for what is covered.
-    privacy: Literal["none", "dp"] = "none"
-    dp_epsilon: float = Field(default=8.0, gt=0)  # of both fits of a training together; smaller hides more
-    dp_delta: float = Field(default=1e-5, gt=0, lt=1)  # well below one over the number of shoppers
-    dp_max_grad_norm: float = Field(default=1.0, gt=0)  # length that a shopper's gradient is cut to
-    dp_steps: int = Field(default=50, ge=1)  # of a fit; noise grows with their root
-    dp_sample_share: float = Field(default=0.25, gt=0, le=1)  # chance of each shopper to be drawn for a step
+    privacy: TrainingPrivacySettings = TrainingPrivacySettings()
+    engagement: EngagementSettings = EngagementSettings()
 
     text_encoder: str = "wordllama"  # or a sentence-transformers model that lies on this machine
     # CPU threads of a fit. 1: layers this small gain a quarter from a second one on an idle machine, and on a busy one
     # the threads' waiting for each other costs three times the CPU.
     threads: int = Field(default=1, ge=1)
     accelerator: str = "auto"  # Lightning's name: auto, cpu, gpu, ...
-    devices: int = Field(default=1, ge=1)  # of the accelerator that share each batch of `networks`, a process each
+    # Of the accelerator that share each batch of `sequence` and `networks`, a process each; the ranker takes seconds.
+    devices: int = Field(default=1, ge=1)
+    compiled: bool = False  # on a GPU, make code for the networks' layers (torch.compile); made anew by each fit
     embedding_size: int = Field(default=64, ge=8)  # width of items and of the sequence; a multiple of `heads`
     sequence_length: int = Field(default=48, ge=1)  # newest events the transformer reads, of features.history_length
     layers: int = Field(default=1, ge=0)  # full self-attention layers below the one that reads the history out
@@ -202,7 +216,7 @@ class EvaluationSettings(_Section):
     # By candidate name; the best of them on each task is what the others are shown against.
     baselines: tuple[str, ...] = ("popularity", "repeat_purchase", "item_knn", "ease", "ease_recent", "lightgbm")
     cold_item_buyers: int = Field(default=5, ge=1)  # an item with fewer buyers before the hold-out is cold
-    # Shoppers without names whose lists the report takes apart by their own events; 0: none. None with `privacy` dp.
+    # Shoppers without names whose lists the report takes apart by their own events; none with `training.privacy` dp.
     example_shoppers: int = Field(default=3, ge=0, le=10)
 
 

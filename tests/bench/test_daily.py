@@ -24,7 +24,7 @@ def _few_days(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(simulator, "simulate", small)
     monkeypatch.setattr(daily, "SHORT", 2)
     monkeypatch.setattr(daily, "LONG", 5)
-    monkeypatch.setattr(daily, "_TIMED", 2)
+    monkeypatch.setattr(daily, "_TIMED", 1)
 
 
 def test_a_day_more_is_timed_after_a_short_and_a_long_history(settings: Settings, tmp_path: Path) -> None:

@@ -30,7 +30,8 @@ def shop(tmp_path: Path) -> tuple[Settings, Days]:
         home=tmp_path / "var",
         feed={"path": tmp_path / "feed"},
         orchestration={"port": 0, "first_day": date(2100, 1, 1)},  # nothing is scheduled: only what is asked for
-        **SMALL,
+        # No second stage: what the assets carry on is the same without it.
+        **{**SMALL, "training": {"second_stage": False}},
     )
     return settings, days
 

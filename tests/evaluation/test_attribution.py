@@ -3,6 +3,7 @@
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from recflow.models.attribution import Attribution
 from recflow.models.dataset import TrainingSet
 from recflow.models.features import Encoders
 from recflow.models.interactions import Context
-from recflow.settings import EvaluationSettings, Settings
+from recflow.settings import EvaluationSettings, Settings, TrainingPrivacySettings
 from recflow.storage import Storage
 
 from .conftest import UNTIL, WriteCandidates, repeat_purchase, write_training_set
@@ -91,17 +92,17 @@ def test_shades_are_red_for_and_blue_against(measured) -> None:
     assert heatmaps(None, []) == []
 
 
-@pytest.mark.parametrize("privacy", ["none", "dp"])
+@pytest.mark.parametrize("mode", ["none", "dp"])
 def test_the_report_names_no_shopper_and_shows_none_where_privacy_is_asked_for(
-    settings: Settings, write_candidates: WriteCandidates, privacy: str
+    settings: Settings, write_candidates: WriteCandidates, mode: Literal["none", "dp"]
 ) -> None:
     write_candidates({"repeat_purchase": repeat_purchase([0.5, 0.4, 0.3, 0.2, 0.1, 0.0])})
-    training = settings.training.model_copy(update={"privacy": privacy})
+    training = settings.training.model_copy(update={"privacy": TrainingPrivacySettings(mode=mode)})
     found = evaluate(UNTIL, None, settings.model_copy(update={"training": training}))
     page = (Path(found.uri) / "report.html").read_text(encoding="utf-8")
     attribution = read_figures(found)["attribution"]
     assert attribution["candidate"] == "repeat_purchase"
     assert attribution.keys() == {"candidate", "shoppers", "columns", "rows"}  # single shoppers aren't among figures
     assert "all shoppers, bought before (4)" in page
-    assert ("shopper 1" in page) == ("<!-- shoppers -->" in page) == (privacy == "none")
+    assert ("shopper 1" in page) == ("<!-- shoppers -->" in page) == (mode == "none")
     assert not re.search(r"\bu[0-3]\b", re.sub(r"base64,[^\"]*", "", page))

@@ -25,7 +25,7 @@ from recflow.models.dataset import TrainingSet
 from recflow.models.features import Encoders, FeatureEncoder
 from recflow.models.heuristics import RepeatPurchase
 from recflow.models.interactions import PURCHASE, Context
-from recflow.settings import Settings
+from recflow.settings import Settings, TrainingPrivacySettings
 from recflow.storage import Storage
 
 from .conftest import (
@@ -367,7 +367,9 @@ def test_privacy_stands_in_the_report_and_a_champion_without_it_is_passed_over(
     file.write_text(json.dumps(json.loads(file.read_text()) | {"privacy": privacy}))
     same = popularity(BESTSELLERS)
     champion = write_bundle(ITEMS, release=same, holdout=same, until="2011-03-01", holdout_start="2011-02-21")
-    asked = settings.model_copy(update={"training": settings.training.model_copy(update={"privacy": "dp"})})
+    asked = settings.model_copy(
+        update={"training": settings.training.model_copy(update={"privacy": TrainingPrivacySettings(mode="dp")})}
+    )
     artifact = evaluate(UNTIL, champion, asked)
     assert read_figures(artifact)["champion"] is None
     assert artifact.manifest["privacy"] == {**privacy, "asked": "dp", "passed_over": "7"}

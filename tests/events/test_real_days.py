@@ -9,14 +9,14 @@ import pytest
 
 from recflow.events.ingest import ingest, summarize
 from recflow.schema import Days
-from recflow.settings import load_settings
+from recflow.settings import Settings, load_settings
 from recflow.storage import Storage
 
 YEAR = Days(date(2010, 12, 1), date(2011, 11, 30))
 
 
 @pytest.mark.real_days
-def test_totals_of_all_days_equal_an_independent_count(tmp_path: Path, real_days: Path) -> None:
+def test_totals_of_all_days_equal_an_independent_count(tmp_path: Path, real_days: Path, staged_year: Settings) -> None:
     expected: Counter[str] = Counter()
     items = set()
     for path in real_days.glob("*.csv"):
@@ -39,8 +39,7 @@ def test_totals_of_all_days_equal_an_independent_count(tmp_path: Path, real_days
         expected["lines"] += sum(seen.values())
         expected["days"] += 1
     assert (expected["days"], expected["lines"]) == (297, 516_384)
-    settings = load_settings(home=tmp_path, feed={"path": real_days})
-    ingest(YEAR, settings)
+    settings = staged_year
     summary = summarize(YEAR, settings)
     assert (summary["days"], summary["closed_days"]) == (365, 365 - 297)
     assert summary["lines"] == expected["lines"]

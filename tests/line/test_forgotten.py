@@ -10,8 +10,9 @@ import pytest
 
 from recflow import pipeline
 from recflow.serving.batch import recommend_batch
-from recflow.serving.bundle import build_bundle, load_bundle
+from recflow.serving.bundle import load_bundle
 from recflow.serving.feedback import EventLog, judge_events
+from recflow.serving.make_bundle import build_bundle
 from recflow.settings import load_settings
 from recflow.storage import Release
 from tests.line_run import DAYS, SMALL, walked

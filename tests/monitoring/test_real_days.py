@@ -10,11 +10,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from recflow.events.ingest import ingest
 from recflow.features.build import build_features
 from recflow.monitoring import drift
 from recflow.schema import EVENTS, ITEMS, Days
-from recflow.settings import Settings, load_settings
+from recflow.settings import Settings
 from recflow.storage import Storage
 
 pytestmark = [
@@ -32,12 +31,9 @@ class Served:
 
 
 @pytest.fixture(scope="module")
-def real_lake(real_days: Path, tmp_path_factory: pytest.TempPathFactory) -> Settings:
+def real_lake(own_year: Settings) -> Settings:
     """Return a lake of nine months, its rows cleaned by the simplest rules alone."""
-    home = tmp_path_factory.mktemp("real")
-    settings = load_settings(home=home, feed={"source": "online-retail", "path": real_days})
-    ingest(DAYS, settings)
-    storage = Storage(settings)
+    storage = Storage(own_year)
     staged = storage.read_partitions("staged_events", DAYS.dates())
     is_product = pc.match_substring_regex(pc.fill_null(staged["item_id"], ""), r"^\d{5}")
     good = pc.and_(pc.and_(pc.is_null(staged["parse_error"]), is_product), pc.greater(staged["unit_price"], 0))
@@ -46,8 +42,8 @@ def real_lake(real_days: Path, tmp_path_factory: pytest.TempPathFactory) -> Sett
     storage.write_partitions("events", events, {day: {} for day in DAYS.dates()})
     items = storage.read_partitions("staged_items", DAYS.dates()).select([*ITEMS.names, "event_date"])
     storage.write_partitions("items", items, {day: {} for day in DAYS.dates()})
-    build_features(DAYS, settings)
-    return settings
+    build_features(DAYS, own_year)
+    return own_year
 
 
 def moved(manifest: dict[str, Any]) -> set[str]:

@@ -10,8 +10,9 @@ import pandas as pd
 import pytest
 
 from recflow.serving.answering import Answerer
-from recflow.serving.bundle import Bundle, build_bundle, load_bundle
+from recflow.serving.bundle import Bundle, load_bundle
 from recflow.serving.feedback import EventLog, to_us
+from recflow.serving.make_bundle import build_bundle
 from recflow.serving.online import OnlineStore
 from recflow.serving.placements.campaigns import CampaignCatalogue
 from recflow.serving.recommend import Recommender

@@ -10,7 +10,8 @@ from recflow.models.interactions import Ranker
 from recflow.models.linear import EASE
 from recflow.registry import versions
 from recflow.schema import Days
-from recflow.serving.bundle import build_bundle, load_bundle
+from recflow.serving.bundle import load_bundle
+from recflow.serving.make_bundle import build_bundle
 from recflow.settings import Settings
 from recflow.storage import Artifact, Storage, write_json
 from recflow.training.training_set import build_training_set

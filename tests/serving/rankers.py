@@ -4,8 +4,12 @@ import numpy as np
 import torch
 
 from recflow.models.assortment import Assortment
+from recflow.models.calibration import Calibrator
 from recflow.models.candidates import FEATURES, find_candidates
 from recflow.models.dataset import TrainingSet
+from recflow.models.engagement import Engagement, EngagementNetwork
+from recflow.models.engagement_inputs import PAIR_INPUTS, Shelf
+from recflow.models.engagement_ranking import EngagedRanker
 from recflow.models.ranker import CandidateNetwork, CandidateRanker
 from recflow.models.text import title_vectors
 from tests.serving import handmade
@@ -32,3 +36,13 @@ def ranker(training: TrainingSet, *, before: bool = False) -> CandidateRanker:
     with torch.no_grad():
         network.skip.weight.copy_(torch.from_numpy(weights[None]))
     return CandidateRanker(network, known)
+
+
+def engaged(training: TrainingSet) -> EngagedRanker:
+    """Put a stage above the ranker that has learned nothing, so that its order is any."""
+    encoders = training.fit_encoders([handmade.HOLDOUT_START])
+    torch.manual_seed(0)
+    network = EngagementNetwork(len(PAIR_INPUTS) + encoders.user.width + encoders.item.width).eval()
+    torch.nn.init.normal_(network.linear.weight)
+    stage = Engagement(network, (Calibrator.identity(),) * 3, Shelf.of(training.items), 20, (0.2, 0.3, 0.5))
+    return EngagedRanker(ranker(training), stage)

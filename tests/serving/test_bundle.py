@@ -13,7 +13,8 @@ from safetensors.numpy import load_file, save_file
 from recflow.errors import BundleInvalid, MissingInput, PublishError
 from recflow.models.interactions import top_k
 from recflow.serving import bundle as module
-from recflow.serving.bundle import build_bundle, load_bundle
+from recflow.serving.bundle import load_bundle
+from recflow.serving.make_bundle import build_bundle
 from recflow.serving.probe import probe_context
 from recflow.settings import Settings
 from tests.serving import handmade
@@ -110,7 +111,7 @@ def test_another_model_under_right_hashes_fails_the_probe(copy: Path) -> None:
     weights = copy / "model/release/model.safetensors"
     arrays = load_file(weights)
     save_file({name: -array if array.ndim == 2 else array for name, array in arrays.items()}, weights)
-    handmade.tamper_json(copy / "bundle.json", files=module._hashes(copy))
+    handmade.tamper_json(copy / "bundle.json", files=module.hash_files(copy))
     with pytest.raises(BundleInvalid, match="probe"):
         load_bundle(copy)
 

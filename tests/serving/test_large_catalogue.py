@@ -15,8 +15,9 @@ from recflow.models.network import SequenceConfig, SequenceModel
 from recflow.models.sequence import SequenceRanker
 from recflow.retrieval.dense import ListIndex
 from recflow.serving.answering import Answerer
-from recflow.serving.bundle import Bundle, build_bundle, load_bundle
+from recflow.serving.bundle import Bundle, load_bundle
 from recflow.serving.feedback import EventLog
+from recflow.serving.make_bundle import build_bundle
 from recflow.serving.online import OnlineStore
 from recflow.serving.recommend import Recommender
 from recflow.serving.requests import CrossCategoryRequest, ListRequest, RecommendRequest, RerankRequest

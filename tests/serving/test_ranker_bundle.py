@@ -16,8 +16,9 @@ from recflow.models.interactions import top_k
 from recflow.models.ranker import CandidateRanker
 from recflow.serving import bundle as module
 from recflow.serving.answering import Answerer
-from recflow.serving.bundle import build_bundle, load_bundle
+from recflow.serving.bundle import load_bundle
 from recflow.serving.feedback import EventLog
+from recflow.serving.make_bundle import build_bundle
 from recflow.serving.online import OnlineStore
 from recflow.serving.placements.campaigns import CampaignCatalogue
 from recflow.serving.placements.profile import profile
@@ -111,7 +112,7 @@ def test_other_weights_under_right_hashes_fail_the_probe(settings: Settings, nam
     weights = folder / "model/release/model.safetensors"
     arrays = load_file(weights)
     save_file(arrays | {name: -arrays[name]}, weights)
-    handmade.tamper_json(folder / "bundle.json", files=module._hashes(folder))
+    handmade.tamper_json(folder / "bundle.json", files=module.hash_files(folder))
     with pytest.raises(BundleInvalid, match="probe"):
         load_bundle(folder)
 

@@ -54,6 +54,7 @@ RANKERS: dict[str, Callable[[TrainingSet], Ranker]] = {
     "popularity": lambda training: Popularity().fit(training.interactions()),
     "sequence": _sequence,
     "ranker": rankers.ranker,
+    "engaged": rankers.engaged,
 }
 
 

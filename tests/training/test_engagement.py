@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from pydantic import TypeAdapter
 
 from recflow import featurestore
 from recflow.evaluation.evaluate import evaluate
@@ -29,12 +30,16 @@ from recflow.models.engagement_slates import calibrated_on, judged_on, learned_f
 from recflow.models.features import Encoders
 from recflow.models.heuristics import Popularity
 from recflow.models.linear import EASE
+from recflow.models.ranker import CandidateRanker
 from recflow.models.slates import Slates
 from recflow.onlinestore import open_reader
 from recflow.schema import EVENTS, TIMESTAMP, Days
 from recflow.serving.answering import Answerer
-from recflow.serving.bundle import Bundle, build_bundle, load_bundle
+from recflow.serving.answers import ItemsAnswer
+from recflow.serving.bundle import Bundle, load_bundle
 from recflow.serving.feedback import EventLog
+from recflow.serving.http.table import table
+from recflow.serving.make_bundle import build_bundle
 from recflow.serving.online import OnlineStore
 from recflow.serving.placements.campaigns import CampaignCatalogue
 from recflow.serving.probe import probe_context
@@ -45,10 +50,13 @@ from recflow.storage import Storage, write_json
 from recflow.training.engagement import fit_engagement, why_not
 from recflow.training.erase import leave_out
 from recflow.training.impressions import logged_slates
+from recflow.training.ranker import fit_ranker
 from recflow.training.training_set import build_training_set
+from recflow.training.windows import CandidateWindows
 from tests import simulated
+from tests.serving.http.conftest import Door
 
-TRAINING = {"engagement_min_clicks": 100, "engagement_hours": 2, "min_examples": 5, "ease_regularization": 20.0}
+TRAINING = {"engagement": {"min_clicks": 100, "hours": 2}, "min_examples": 5, "ease_regularization": 20.0}
 
 
 @dataclass(frozen=True)
@@ -178,7 +186,7 @@ def test_an_event_at_the_very_moment_is_no_history_and_an_older_slate_has_an_old
 
 
 def test_no_more_slates_are_kept_than_asked_for_on_either_side_of_the_cut(tmp_path: Path) -> None:
-    settings = load_settings(home=tmp_path / "var", training={"engagement_slates": 3})
+    settings = load_settings(home=tmp_path / "var", training={"engagement": {"slates": 3}})
     events = [
         _event("impression", "A", day * 24 * 60 + place, position=1, request_id=f"{day}-{place}")
         for day in (-5, -1)
@@ -317,6 +325,108 @@ def _answers(settings: Settings, bundle: Bundle, users: list[str]) -> list[Any]:
     return answers
 
 
+# -- above the second-stage ranker
+
+
+@pytest.fixture(scope="module")
+def above_ranker(engaged: Shop, tmp_path_factory: pytest.TempPathFactory) -> Shop:
+    """Return the shop with a small `ranker` and the stage above it, which passed the gate."""
+    home = tmp_path_factory.mktemp("above_ranker") / "var"
+    shutil.copytree(engaged.settings.home, home)
+    small = {"ranker_heads": 2, "ranker_epochs": 2, "ranker_window_shoppers": 300, "ranker_windows": 2}
+    settings = load_settings(home=home, training=TRAINING | small)
+    storage, name, training = Storage(settings), str(engaged.until), engaged.training
+    candidates = storage.folder("candidates", name)
+    windows = CandidateWindows(training, engaged.encoders, settings.training)
+    for part, before in (("holdout", training.holdout_start), ("release", None)):
+        (candidates / "ranker" / part).mkdir(parents=True)
+        cuts = training.training_cuts(ending_by=before) if before else training.training_cuts()
+        fit_ranker(windows, cuts, before=before).save(candidates / "ranker" / part)
+    fitted = fit_engagement(training, engaged.encoders, candidates, ["ranker"], settings.training)
+    verdict = {"candidate": "ranker", "passed": True, "sentences": ["By hand."], "engagement": {"applied": True}}
+    with storage.writing_folder("verdicts", name) as (_, manifest):
+        manifest |= verdict
+    return Shop(settings, engaged.until, training, candidates, fitted)
+
+
+@pytest.fixture(scope="module")
+def told(above_ranker: Shop) -> list[dict[str, Any]]:
+    """Return what `/v1/recommend` says to some shoppers of all items, explained."""
+    settings = above_ranker.settings
+    materialize(Days.one(above_ranker.until), settings)
+    bundle = load_bundle(Path(build_bundle(above_ranker.until, settings).uri))
+    users = above_ranker.training.users["user_id"].to_pylist()[:6]
+    return [_recommended(settings, bundle, user_id=user, k=100, explain=True) for user in users]
+
+
+def _recommended(settings: Settings, bundle: Bundle, **asked: Any) -> dict[str, Any]:
+    door = Door(settings, routes=table())
+    try:
+        door.shop.slot.current = Recommender(bundle, settings, version="1", event_log=door.shop.event_log)
+        answer = door.ask("POST", "/v1/recommend", json=asked)
+        described = TypeAdapter(ItemsAnswer).validate_json(answer.content, extra="forbid")
+    finally:
+        door.close()
+    assert answer.status_code == 200
+    assert described == answer.json()
+    return dict(described)
+
+
+def test_above_the_ranker_lists_are_in_order_of_the_chances_that_are_told(
+    above_ranker: Shop, told: list[dict[str, Any]]
+) -> None:
+    stage = Engagement.load(above_ranker.candidates / "engagement" / "ranker" / "release")
+    moved = 0
+    for answer in told:
+        assert answer["fallback"] is None
+        made = answer["explanation"]["engagement"]
+        assert [each["chances"] is not None for each in made] == [True] * 100  # the stage's depth
+        base = np.array([each["base_score"] for each in made])
+        chances = np.array([list(each["chances"].values()) for each in made])
+        assert list(made[0]["chances"]) == ["click", "add_to_cart", "purchase"]
+        assert ((chances >= 0) & (chances <= 1)).all()
+        assert (np.diff(chances, axis=1) <= 0).all()
+        worth = chances @ [0.2, 0.3, 0.5] * np.exp(stage.prior * (base - base.min()) / np.ptp(base))
+        scores = np.array([item["score"] for item in answer["items"]])
+        np.testing.assert_allclose(scores, base.min() + np.ptp(base) * worth / worth.max(), rtol=1e-3, atol=1e-4)
+        assert (np.diff(scores) <= 0).all()
+        moved += (np.diff(base) > 0).any()
+    assert moved == len(told)
+
+
+def test_the_base_score_is_the_rankers_own(above_ranker: Shop, told: list[dict[str, Any]]) -> None:
+    settings, alone = above_ranker.settings, load_ranker(above_ranker.candidates / "ranker" / "release")
+    assert type(alone) is CandidateRanker
+    folder = Storage(settings).folder("bundles", str(above_ranker.until))
+    bundle = load_bundle(folder)
+    assert isinstance(bundle.ranker, EngagedRanker)
+    assert type(load_ranker(folder / "model" / "holdout")) is CandidateRanker
+    users = above_ranker.training.users["user_id"].to_pylist()[: len(told)]
+    bare = dataclasses.replace(bundle, ranker=alone)
+    for user, answer in zip(users, told, strict=True):
+        without = _recommended(settings, bare, user_id=user, k=100, explain=True)
+        assert "engagement" not in without["explanation"]
+        expected = {item["item_id"]: item["score"] for item in without["items"]}
+        made = zip(answer["items"], answer["explanation"]["engagement"], strict=True)
+        assert {item["item_id"]: each["base_score"] for item, each in made} == pytest.approx(expected, rel=1e-4)
+
+
+def test_below_the_stages_depth_there_are_no_chances_and_the_score_is_the_base(above_ranker: Shop) -> None:
+    settings = above_ranker.settings
+    bundle = load_bundle(Storage(settings).folder("bundles", str(above_ranker.until)))
+    ranker = bundle.ranker
+    assert isinstance(ranker, EngagedRanker)
+    shallow = EngagedRanker(ranker.retrieval, dataclasses.replace(ranker.stage, depth=5))
+    user = above_ranker.training.users["user_id"][0].as_py()
+    answer = _recommended(settings, dataclasses.replace(bundle, ranker=shallow), user_id=user, k=12, explain=True)
+    made = answer["explanation"]["engagement"]
+    assert [each["chances"] is None for each in made] == [False] * 5 + [True] * 7
+    assert [each["base_score"] for each in made[5:]] == [item["score"] for item in answer["items"][5:]]
+    stranger = _recommended(settings, bundle, k=3, explain=True)
+    assert stranger["fallback"]["kind"] == "popularity"
+    assert "engagement" not in stranger["explanation"]
+
+
 # -- who has none
 
 
@@ -333,7 +443,7 @@ def test_too_few_clicks_and_privacy_leave_it_out_and_say_so() -> None:
     counts = {"shown": 900, "holdout_clicks": 12}
     assert "12 clicks followed" in str(why_not(counts, load_settings().training))
     assert why_not({**counts, "holdout_clicks": 500}, load_settings().training) is None
-    private = load_settings(training={"privacy": "dp"}).training
+    private = load_settings(training={"privacy": {"mode": "dp"}}).training
     assert "differential privacy" in str(why_not({**counts, "holdout_clicks": 500}, private))
 
 

@@ -20,8 +20,9 @@ from recflow.models.candidates import FEATURES
 from recflow.models.catalog import load_ranker
 from recflow.models.dataset import TrainingSet
 from recflow.models.ranker import CandidateNetwork
-from recflow.serving.bundle import build_bundle, load_bundle
-from recflow.settings import GateSettings, Settings, TrainingSettings
+from recflow.serving.bundle import load_bundle
+from recflow.serving.make_bundle import build_bundle
+from recflow.settings import GateSettings, Settings, TrainingPrivacySettings, TrainingSettings
 from recflow.training import private
 from recflow.training.fit import Fitting, train
 from recflow.training.private import (
@@ -138,7 +139,8 @@ def test_the_loss_is_that_of_training_without_privacy() -> None:
         wanted, new = torch.from_numpy(window.is_wanted[mine]), torch.from_numpy(window.is_new[mine])
         nobody = torch.zeros(size, dtype=torch.int64)
         expected = set_loss(scores[:, None], nobody, wanted, n_shoppers=1)
-        expected = expected + set_loss(scores[new][:, None], nobody[new], wanted[new], n_shoppers=1)
+        for kind in (new, ~new):
+            expected = expected + set_loss(scores[kind][:, None], nobody[kind], wanted[kind], n_shoppers=1)
         assert found[row].item() == pytest.approx(expected.item(), rel=1e-4, abs=1e-5)
 
 
@@ -181,13 +183,13 @@ def test_epsilon_is_no_less_than_the_exact_one_of_as_much_gaussian_noise(noise: 
 
 
 def test_noise_keeps_to_the_budget_and_smaller_ones_take_more() -> None:
-    asked = TrainingSettings(privacy="dp", dp_steps=40)
-    found = [Guarantee.of(asked.model_copy(update={"dp_epsilon": epsilon})) for epsilon in (1.0, 4.0)]
+    asked = TrainingPrivacySettings(mode="dp", steps=40)
+    found = [Guarantee.of(asked.model_copy(update={"epsilon": epsilon})) for epsilon in (1.0, 4.0)]
     for guarantee, epsilon in zip(found, (1.0, 4.0), strict=True):
         assert 0.98 * epsilon < guarantee.epsilon <= epsilon
     assert found[0].noise_multiplier > 2 * found[1].noise_multiplier
     with pytest.raises(ValueError, match="too small"):
-        Guarantee.of(asked.model_copy(update={"dp_epsilon": 1e-6}))
+        Guarantee.of(asked.model_copy(update={"epsilon": 1e-6}))
 
 
 def test_scales_without_noise_are_those_of_the_values() -> None:
@@ -209,7 +211,8 @@ def test_scales_without_noise_are_those_of_the_values() -> None:
 
 @pytest.fixture(scope="module")
 def dp(shop: tuple[Settings, date]) -> TrainingSettings:
-    asked = {"privacy": "dp", "dp_epsilon": 50.0, "dp_steps": 6, "ranker_windows": 3, "lightgbm_rounds": 2}
+    privacy = TrainingPrivacySettings(mode="dp", epsilon=50.0, steps=6)
+    asked = {"privacy": privacy, "ranker_windows": 3, "lightgbm_rounds": 2}
     return shop[0].training.model_copy(update=asked)
 
 
@@ -268,10 +271,10 @@ def test_each_step_adds_noise_once_and_no_step_is_missing(
     monkeypatch.setattr(DPOptimizer, "add_noise", lambda self: added.append(self) or add_noise(self))
     fitting = Fitting(training_set, dp, tmp_path)
     _, facts = fit_private_ranker(fitting.windows, fitting.cuts_before, before=training_set.holdout_start)
-    assert len(added) == facts["privacy"]["steps"] == dp.dp_steps  # what epsilon was counted for
+    assert len(added) == facts["privacy"]["steps"] == dp.privacy.steps  # what epsilon was counted for
     for optimizer in added:
         assert optimizer.noise_multiplier == facts["privacy"]["noise_multiplier"]
-        assert optimizer.max_grad_norm == dp.dp_max_grad_norm
+        assert optimizer.max_grad_norm == dp.privacy.max_grad_norm
         assert optimizer.secure_mode
 
 

@@ -24,8 +24,8 @@ from recflow.models.network import SequenceConfig, untrained
 from recflow.models.sequence import SequenceRanker
 from recflow.registry.records import Champion
 from recflow.runlog import read_records
-from recflow.serving.bundle import build_bundle
-from recflow.settings import Settings, TrainingSettings, load_settings
+from recflow.serving.make_bundle import build_bundle
+from recflow.settings import Settings, TrainingPrivacySettings, TrainingSettings, load_settings
 from recflow.storage import Artifact, Storage, write_json
 from recflow.training import fit
 from recflow.training.fit import Fitting, train
@@ -81,7 +81,11 @@ DAY = date(2011, 11, 19)  # the champion's
 CASES: dict[str, tuple[Case, Kind, str]] = {
     "nothing speaks against it": (_case(), "incremental", "from champion 3 (data until 2011-11-19), day 1 after"),
     "no champion": (_case(version=None, bundle=None), "full", "no champion"),
-    "private": (_case(settings=TrainingSettings(privacy="dp")), "full", "spend the budget again"),
+    "private": (
+        _case(settings=TrainingSettings(privacy=TrainingPrivacySettings(mode="dp"))),
+        "full",
+        "spend the budget again",
+    ),
     "the same day again": (_with(_case(), "bundle", until="2011-11-20"), "full", "has seen these days"),
     "an older day": (_with(_case(), "bundle", until="2011-11-25"), "full", "has seen these days"),
     "its hold-out starts later": (_with(_case(), "bundle", holdout_start="2011-11-13"), "full", "before 2011-11-13"),

@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from recflow.events.ingest import ingest, restage
+from recflow.events.ingest import restage
 from recflow.schema import Days
-from recflow.settings import Settings, load_settings
+from recflow.settings import Settings
 from recflow.storage import Storage
 from recflow.validation.quarantine import list_quarantine, replay, show_quarantine
 from recflow.validation.validate import validate
@@ -44,12 +44,9 @@ def _reference(folder: Path) -> pd.DataFrame:
 
 
 @pytest.fixture(scope="module")
-def real_lake(real_days: Path, tmp_path_factory: pytest.TempPathFactory) -> Settings:
-    home = tmp_path_factory.mktemp("real") / "var"
-    settings = load_settings(home=home, feed={"source": "online-retail", "path": real_days})
-    ingest(DAYS, settings)
-    validate(DAYS, settings)
-    return settings
+def real_lake(own_year: Settings) -> Settings:
+    validate(DAYS, own_year)
+    return own_year
 
 
 def test_every_rules_rows_are_those_of_the_reference_and_all_others_are_published(

@@ -21,7 +21,8 @@ from recflow.models.features import Encoders, FeatureEncoder
 from recflow.models.interactions import PURCHASE, Interactions
 from recflow.onlinestore import OnlineUser
 from recflow.schema import ITEMS
-from recflow.serving.bundle import FORMAT_VERSION, seal, tables_of, write_index
+from recflow.serving.bundle import FORMAT_VERSION
+from recflow.serving.make_bundle import seal, tables_of, write_index
 from recflow.settings import Settings
 
 UNTIL = date(2011, 11, 30)

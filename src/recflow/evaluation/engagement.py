@@ -8,7 +8,7 @@
 Orders are compared within slates, by NDCG over the items shown: what was clicked on, put in the cart, bought, and all
 of it by what it is worth (`gain`). Outcomes at a position weigh by the inverse of how often it is looked at, as the
 older slates tell by their clicks (Joachims et al., WSDM 2017), else the order shown would always look good. `lists` are
-the whole catalogue's ten best against all that was bought within `engagement_hours` after the slate: a stage that only
+the whole catalogue's ten best against all that was bought within `engagement.hours` after the slate: a stage that only
 knows what was shown may mix up the rest.
 
 Letters as in `models.slates`.
@@ -67,7 +67,7 @@ def measure_engagement(
     older, judged = slates.take(learned_from(slates, "holdout", start)), slates.take(judged_on(slates, start))
     if not len(judged):
         return None
-    hours = settings.training.engagement_hours
+    hours = settings.training.engagement.hours
     found = _judge(judged, training, encoders, ranker, hours=hours)
     read = read_inputs(older, training, encoders, ranker.retrieval, stage.shelf, depth=stage.depth)
     looked_at = attention(older)

@@ -61,7 +61,7 @@ def evaluate(until: date, champion: Release | None, settings: Settings) -> Artif
     figures["attribution"], examples = _attribution(candidates, best_of(figures["selection"]), lists, holdout, settings)
     with storage.writing_folder(NOUN, name) as (folder, manifest):
         (folder / FILE).write_text(json.dumps(figures, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        write_report(figures, folder, examples=[] if settings.training.privacy == "dp" else examples)
+        write_report(figures, folder, examples=[] if settings.training.privacy.mode == "dp" else examples)
         manifest |= {
             "until": name,
             "holdout_start": figures["holdout_start"],
@@ -82,14 +82,14 @@ def _privacy(candidates: Path, champion: Release | None, settings: Settings) -> 
     what it likes ranks better, and would stay for ever.
     """
     manifest = json.loads((candidates / "manifest.json").read_text(encoding="utf-8"))
-    privacy = {**manifest.get("privacy", _NO_PRIVACY), "asked": settings.training.privacy, "passed_over": None}
-    if champion is None or settings.training.privacy == "none":
+    privacy = {**manifest.get("privacy", _NO_PRIVACY), "asked": settings.training.privacy.mode, "passed_over": None}
+    if champion is None or settings.training.privacy.mode == "none":
         return privacy, champion
     try:
         bundle = json.loads((champion.folder / "bundle.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         bundle = {}  # nothing is known of it
-    if bundle.get("privacy", _NO_PRIVACY)["mode"] == settings.training.privacy:
+    if bundle.get("privacy", _NO_PRIVACY)["mode"] == settings.training.privacy.mode:
         return privacy, champion
     log.warning("Champion %s has no differential privacy: no candidate is held against it", champion.version)
     return {**privacy, "passed_over": champion.version}, None

@@ -79,6 +79,22 @@ class Factored(Protocol):
 
 
 @dataclass(frozen=True)
+class Expected:
+    """What an engagement stage makes of K items for R shoppers."""
+
+    base: NDArray[np.float32]  # (R, K) the scores below the stage; NaN for an item of -1
+    chances: NDArray[np.float32]  # (R, K, 3) calibrated, of `slates.OUTCOMES`; NaN where the stage left an item's place
+
+
+@runtime_checkable
+class Engaged(Protocol):
+    """A ranking whose best items an engagement stage put in order."""
+
+    def expected(self, items: NDArray[np.int32], rows: Rows | None = None) -> Expected:
+        """Return what the order of some items (R, K) rests on."""
+
+
+@dataclass(frozen=True)
 class ScoredContext:
     """The ranking of a model that attributes from the context alone."""
 

@@ -10,15 +10,16 @@ Letters as in `interactions`; N best items of the retrieval, R rows asked for, K
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Final, Self
+from typing import Final, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from recflow.models.attribution import Attribution, Ranking, Rows
+from recflow.models.attribution import Attribution, Expected, Ranking, Rows
 from recflow.models.engagement import Engagement
 from recflow.models.engagement_inputs import Retrieved
 from recflow.models.interactions import Context, Interactions, Ranker, top_k
+from recflow.models.slates import OUTCOMES
 
 FOLDER: Final = "engagement"  # below the retrieval model's own files
 
@@ -74,17 +75,10 @@ class EngagedRanking:
     def scores(self) -> NDArray[np.float32]:  # (B, V)
         """Return a score for every item, see the module."""
         retrieved = self.retrieval.scores
-        items, found = top_k(retrieved, self.stage.depth)  # (B, N)
-        shopper, place = np.nonzero(items >= 0)
-        if not len(shopper):
+        if not len(self._judged.worth):
             return retrieved
-        item = items[shopper, place].astype(np.int64)
-        n_known = (items >= 0).sum(axis=1)
-        best, last = found[:, 0], found[np.arange(len(found)), np.maximum(n_known, 1) - 1]  # (B,)
-        pairs = Retrieved(shopper, item, found[shopper, place], best, last, place + 1, items.shape[1])
-        inputs = self.stage.inputs(self.context, pairs)
-        worth = self.stage.values(self.stage.calibrated(self.stage.chances(inputs)), inputs)
-        greatest = np.zeros(len(items), np.float32)
+        (shopper, item, _, best, last, *_), worth = self._judged.pairs, self._judged.worth
+        greatest = np.zeros(len(retrieved), np.float32)
         np.maximum.at(greatest, shopper, worth)
         # Where all of them score alike there is no room for an order: a little of their size makes some.
         span = np.maximum(best - last, 1e-3 * np.maximum(np.abs(best), 1))  # (B,)
@@ -92,6 +86,31 @@ class EngagedRanking:
         share = worth / np.maximum(greatest[shopper], np.finfo(np.float32).tiny)
         scores[shopper, item] = last[shopper] + span[shopper] * share
         return scores
+
+    @cached_property
+    def _judged(self) -> "_Judged":
+        retrieved = self.retrieval.scores
+        items, found = top_k(retrieved, self.stage.depth)  # (B, N)
+        shopper, place = np.nonzero(items >= 0)
+        item = items[shopper, place].astype(np.int64)
+        n_known = (items >= 0).sum(axis=1)
+        best, last = found[:, 0], found[np.arange(len(found)), np.maximum(n_known, 1) - 1]  # (B,)
+        pairs = Retrieved(shopper, item, found[shopper, place], best, last, place + 1, items.shape[1])
+        inputs = self.stage.inputs(self.context, pairs)
+        chances = self.stage.calibrated(self.stage.chances(inputs))
+        return _Judged(pairs, chances, self.stage.values(chances, inputs))
+
+    def expected(self, items: NDArray[np.int32], rows: Rows | None = None) -> Expected:  # (R, K)
+        """Return the retrieval's scores of items, and the chances by which the stage put them in order."""
+        rows = np.arange(len(items)) if rows is None else rows
+        base = np.where(items >= 0, self.retrieval.scores[rows[:, None], np.maximum(items, 0)], np.nan)
+        pairs, n_items = self._judged.pairs, self.retrieval.scores.shape[1]
+        keys = pairs.shopper * n_items + pairs.item
+        order, wanted = np.argsort(keys), np.where(items >= 0, rows[:, None] * n_items + items, -1)
+        at = np.append(order, -1)[np.searchsorted(keys, wanted, sorter=order)]
+        is_judged = np.append(keys, -2)[at] == wanted
+        judged = np.append(self._judged.chances, np.full((1, len(OUTCOMES)), np.nan, np.float32), axis=0)
+        return Expected(base.astype(np.float32), judged[np.where(is_judged, at, -1)])
 
     def attribute(self, items: NDArray[np.int32], rows: Rows | None = None) -> Attribution:
         """Take scores apart as the retrieval does; what the stage adds or takes off is in the rest."""
@@ -102,3 +121,11 @@ class EngagedRanking:
         """Return what the stage adds to the retrieval's scores of items; 0 for an item of -1."""
         at = (np.arange(len(items)) if rows is None else rows)[:, None], np.maximum(items, 0)
         return np.where(items >= 0, self.scores[at] - self.retrieval.scores[at], 0).astype(np.float32)
+
+
+class _Judged(NamedTuple):
+    """The best items of B shoppers, as the stage sees them."""
+
+    pairs: Retrieved
+    chances: NDArray[np.float32]  # (P, 3) calibrated
+    worth: NDArray[np.float32]  # (P,)

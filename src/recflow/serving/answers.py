@@ -64,12 +64,28 @@ class Contribution(TypedDict):
     weight: float
 
 
+class Chances(TypedDict):
+    """How likely it is, 0 to 1, that the shopper does this with an item shown first; a purchase is all three."""
+
+    click: float
+    add_to_cart: float
+    purchase: float
+
+
+class Engagement(TypedDict):
+    """What the engagement stage made of an item."""
+
+    base_score: float  # before the stage; compare within one answer, and with `score`: the stage keeps the scale
+    chances: Chances | None  # null: the item stood too far down for the stage, so `score` is `base_score`
+
+
 class Explanation(TypedDict):
     """How a list came about."""
 
     candidates: int  # items that were scored and allowed
     rules: list[RuleNote]
     contributions: list[list[Contribution]]  # one list an item, largest first
+    engagement: NotRequired[list[Engagement]]  # one an item; only where an engagement stage put this shopper's in order
 
 
 class ItemsAnswer(TypedDict):

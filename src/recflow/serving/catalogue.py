@@ -2,15 +2,18 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import date
 from functools import cached_property
 from typing import Any, Self
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from recflow.settings import plain_id
 
 PRICE_LEVELS = 5
+_DAY_US = 86_400_000_000
 _LEVEL_ITEMS = 20  # priced items that a category needs for levels of its own: four a level; with fewer, one moves them
 _SEPARATOR = " > "  # of categories, coarse to fine
 
@@ -91,6 +94,17 @@ def price_levels(
     share = np.where((n_category >= _LEVEL_ITEMS) & (category >= 0), in_category, anywhere)
     levels[priced] = np.floor(share * PRICE_LEVELS)
     return levels
+
+
+def first_seen_days(first_seen: Any) -> NDArray[np.int32]:  # (V,)
+    """Moments, a column (pyarrow) -> days since 1970-01-01 (UTC); -1 where there is none."""
+    days = first_seen.cast(pa.int64()).to_numpy() // _DAY_US
+    return np.where(np.isnan(days), -1, days).astype(np.int32)
+
+
+def came_since(first_seen_day: NDArray[np.int32], until: date, days: int) -> NDArray[np.bool_]:  # (V,)
+    """Return which items came in the last `days` through `until`."""
+    return np.asarray(first_seen_day > int(np.datetime64(until, "D").astype(np.int64)) - days, bool)
 
 
 def _shares(values: NDArray[np.float64], groups: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:

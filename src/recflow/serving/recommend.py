@@ -20,13 +20,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recflow.console import log
-from recflow.models.attribution import Attribution, Ranking
+from recflow.models.attribution import Attribution, Engaged, Ranking
 from recflow.models.context import Timelines
 from recflow.models.interactions import PURCHASE
 from recflow.schema import EVENT_TYPES, day_end
 from recflow.serving import metrics
 from recflow.serving.answers import (
     Contribution,
+    Engagement,
     Explanation,
     Fallback,
     ItemsAnswer,
@@ -43,7 +44,7 @@ from recflow.serving.reasons import Evidence, explain
 from recflow.serving.requests import Filters, ItemRequest, ListRequest, ShopperRequest
 from recflow.serving.rules import Ask, Rules, Slate
 from recflow.serving.shopper import Shopper
-from recflow.serving.weights import attribute_tables, contributions, weigh
+from recflow.serving.weights import attribute_tables, contributions, engagement, weigh
 from recflow.settings import Settings
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -260,6 +261,7 @@ class Recommender:
                 fallback=ranked.fallbacks[row],
                 reasons=why.reasons[row],
                 contributions=why.contributions[row] if request.explain else [],
+                engagement=why.engagement[row],
             )
             for row, request in enumerate(requests)
         ]
@@ -332,6 +334,7 @@ class Recommender:
         fallback: Fallback | None,
         reasons: list[Reason],
         contributions: list[list[Contribution]],
+        engagement: list[Engagement] | None = None,
     ) -> ItemsAnswer:
         answer = ItemsAnswer(
             request_id=new_request_id(),
@@ -342,6 +345,8 @@ class Recommender:
         )
         if request.explain:
             answer["explanation"] = Explanation(candidates=slate.n_open, rules=slate.notes, contributions=contributions)
+            if engagement is not None:
+                answer["explanation"]["engagement"] = engagement
         return answer
 
     def rows(
@@ -445,12 +450,23 @@ class Recommender:
             evidence=self.evidence,
         )
         if not with_weights:
-            return _Why(reasons, [[] for _ in slates])
+            return _Why(reasons, [[] for _ in slates], [None for _ in slates])
         ids = self.bundle.item_ids
         return _Why(
             reasons,
             [contributions(items, weights, row, n=_CONTRIBUTIONS, item_ids=ids) for row in range(len(slates))],
+            self._engagement(ranked, items),
         )
+
+    def _engagement(self, ranked: Ranked, items: NDArray[np.int32]) -> list[list[Engagement] | None]:
+        """Say what the engagement stage made of lists (B, K); None where it had no part in one."""
+        found: list[list[Engagement] | None] = [None] * len(items)
+        if isinstance(ranked.ranking, Engaged):
+            by_model = np.flatnonzero(ranked.rows >= 0)
+            expected = ranked.ranking.expected(items[by_model], ranked.rows[by_model])
+            for place, row in enumerate(by_model.tolist()):
+                found[row] = engagement(items[row], expected, place)
+        return found
 
     def _attribution(self, ranked: Ranked, items: NDArray[np.int32]) -> Attribution:
         """Take the scores of lists (B, K) apart: the model's by the model, the others by the tables."""
@@ -472,6 +488,7 @@ class _Why(NamedTuple):
 
     reasons: list[list[Reason]]  # one an item
     contributions: list[list[list[Contribution]]]  # largest first, several an item
+    engagement: list[list[Engagement] | None]  # None: a list that no such stage put in order
 
 
 def filled_up(first: NDArray[np.floating], second: NDArray[np.floating] | None) -> NDArray[np.float32]:  # (V,)

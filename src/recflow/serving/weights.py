@@ -9,10 +9,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from recflow.models.attribution import Attribution
+from recflow.models.attribution import Attribution, Expected
 from recflow.models.context import Timelines
 from recflow.models.pairs import Pairs
-from recflow.serving.answers import Contribution
+from recflow.serving.answers import Chances, Contribution, Engagement
 from recflow.serving.tables import Tables
 
 
@@ -82,3 +82,15 @@ def contributions(
         [Contribution(item_id=names[place], weight=round(float(weighed[k, place]), 4)) for place in order[k].tolist()]
         for k in np.flatnonzero(items[row] >= 0).tolist()
     ]
+
+
+def engagement(items: NDArray[np.int32], expected: Expected, row: int) -> list[Engagement]:
+    """Return for each item (K,) of one shopper's list what the engagement stage made of it."""
+    shown = items >= 0
+    found = []
+    for base, chances in zip(expected.base[row][shown].tolist(), expected.chances[row][shown].tolist(), strict=True):
+        click, cart, purchase = (round(chance, 6) for chance in chances)
+        is_judged = click == click  # NaN: it isn't
+        likely = Chances(click=click, add_to_cart=cart, purchase=purchase) if is_judged else None
+        found.append(Engagement(base_score=base, chances=likely))
+    return found

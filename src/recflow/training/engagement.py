@@ -35,6 +35,7 @@ from recflow.models.features import Encoders
 from recflow.models.interactions import Ranker
 from recflow.models.slates import OUTCOMES, Slates
 from recflow.settings import TrainingSettings
+from recflow.training.one_cycle import one_cycle
 from recflow.training.trainer import run_epochs
 
 _NOT_OVER = frozenset({"popularity", "repeat_purchase", "item_knn"})  # hardly ever the best, and each takes seconds
@@ -93,13 +94,9 @@ class EngagementTraining(pl.LightningModule):
         return log_loss_of(self.network(batch.inputs, batch.position), batch.labels)
 
     def configure_optimizers(self) -> Any:
-        """AdamW, the learning rate in one cycle (Smith and Topin, 2018)."""
+        """AdamW, the learning rate in one cycle."""
         optimizer = torch.optim.AdamW(self.network.parameters(), lr=_LEARNING_RATE, weight_decay=_WEIGHT_DECAY)
-        steps = self.epochs * len(self.impressions) + 1
-        scheduler = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, _LEARNING_RATE, total_steps=steps, pct_start=_WARM_UP
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return one_cycle(optimizer, _LEARNING_RATE, steps=self.epochs * len(self.impressions), warm_up=_WARM_UP)
 
 
 def fit_engagement(
@@ -121,7 +118,7 @@ def fit_engagement(
         started = time.monotonic()
         if not target.exists():
             retrieval = load_retrieval(candidates / name / "holdout")
-            inputs = read_inputs(slates, training, encoders, retrieval, shelf, depth=settings.engagement_depth)
+            inputs = read_inputs(slates, training, encoders, retrieval, shelf, depth=settings.engagement.depth)
             _fit_parts(target, Learned(slates, training, encoders, retrieval, inputs, shelf), settings)
         seconds = round(time.monotonic() - started, 2)
         log.info("  engagement over %s: %.1f s", name, seconds)
@@ -133,14 +130,14 @@ def fit_engagement(
 
 def why_not(counts: Mapping[str, int] | None, settings: TrainingSettings) -> str | None:
     """Say why there is no engagement stage; None where there is enough to learn from."""
-    if settings.privacy != "none":
+    if settings.privacy.mode != "none":
         return "Engagement: left out, for it has no differential privacy."
     if not counts or not counts["shown"]:
         return "Engagement: left out, for no impressions of known users are logged."
-    if counts["holdout_clicks"] < settings.engagement_min_clicks:
+    if counts["holdout_clicks"] < settings.engagement.min_clicks:
         return (
             f"Engagement: left out, for {counts['holdout_clicks']:,} clicks followed impressions in the hold-out, and "
-            f"training.engagement_min_clicks asks for {settings.engagement_min_clicks:,}."
+            f"training.engagement.min_clicks asks for {settings.engagement.min_clicks:,}."
         )
     return None
 
@@ -166,8 +163,8 @@ def fit_stage(learned: Learned, part: Part, settings: TrainingSettings) -> Engag
         network=network,
         calibrators=tuple(Calibrator.identity() for _ in OUTCOMES),
         shelf=learned.shelf,
-        depth=settings.engagement_depth,
-        gains=settings.engagement_gains,
+        depth=settings.engagement.depth,
+        gains=settings.engagement.gains,
     )
     later = slates.take(newest)
     chances = stage.chances(inputs[slates.impressions_of(newest)], later.position)
@@ -179,7 +176,7 @@ def fit_stage(learned: Learned, part: Part, settings: TrainingSettings) -> Engag
         learned.training,
         learned.encoders,
         looked_at=attention(slates.take(older)),
-        hours=settings.engagement_hours,
+        hours=settings.engagement.hours,
     )
 
 
@@ -190,8 +187,8 @@ def train_network(slates: Slates, inputs: NDArray[np.float32], settings: Trainin
     network = EngagementNetwork(inputs.shape[1])
     network.start_from(slates.labels, slates.position)
     impressions = Impressions(inputs, slates, seed=settings.seed)
-    training = EngagementTraining(network, impressions, epochs=settings.engagement_epochs)
-    run_epochs(training, epochs=settings.engagement_epochs, accelerator="cpu", enable_checkpointing=False)
+    training = EngagementTraining(network, impressions, epochs=settings.engagement.epochs)
+    run_epochs(training, epochs=settings.engagement.epochs, accelerator="cpu", enable_checkpointing=False)
     return network.eval()
 
 

@@ -128,7 +128,7 @@ class Fitting:
         if settings.sequence_model:
             self.names.append(SEQUENCE)
         self.names += self.networks
-        if settings.privacy == "dp":
+        if settings.privacy.mode == "dp":
             # No network that says more of people than it should.
             self.names = [*self.baselines, RANKER, *([LIGHTGBM] if settings.lightgbm_rounds else [])]
             # Where a window's shoppers are drawn from, one shopper more changes which others are.
@@ -170,7 +170,7 @@ class Fitting:
 
     def fit_ranker(self, part: Part) -> None:
         """Train the second-stage ranker, unless that was done."""
-        is_private = self.settings.privacy == "dp"
+        is_private = self.settings.privacy.mode == "dp"
         self._once(RANKER, part, lambda: self._private_ranker(part) if is_private else (self._ranker(part), {}))
 
     def fit_lightgbm(self) -> None:
@@ -204,7 +204,7 @@ class Fitting:
         """Return what is kept of people's privacy: the mode, the support of pairs, guarantees by candidate."""
         facts = {name: self.facts(name).get("release", {}).get("privacy") for name in self.names}
         guarantees = {name: found for name, found in facts.items() if found}
-        return {"mode": self.settings.privacy, "min_support": self.settings.min_support, "guarantees": guarantees}
+        return {"mode": self.settings.privacy.mode, "min_support": self.settings.min_support, "guarantees": guarantees}
 
     def _ease_recent(self, interactions: Interactions, part: Part) -> Ranker:
         ease = EASE.load(self.work / "ease" / part)

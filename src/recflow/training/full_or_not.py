@@ -92,8 +92,8 @@ def there_is_no_champion(case: Case) -> str | None:
 @obstacle
 def every_step_would_cost_privacy(case: Case) -> str | None:
     """What is guaranteed is guaranteed of one training; each that goes on from it says more of the same shoppers."""
-    is_private = case.settings.privacy == "dp"
-    return "with training.privacy = dp each step would spend the budget again" if is_private else None
+    is_private = case.settings.privacy.mode == "dp"
+    return "with training.privacy.mode = dp each step would spend the budget again" if is_private else None
 
 
 @obstacle

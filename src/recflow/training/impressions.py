@@ -44,9 +44,9 @@ def logged_slates(
     Left out: impressions without a `request_id` or a position, of anonymous visitors (nothing is known of them), of
     items that the catalogue doesn't have, and slates so late that what follows them isn't all in yet.
     """
-    first = max(cuts[0], cuts[-1] - timedelta(days=settings.engagement_days))
+    first = max(cuts[0], cuts[-1] - timedelta(days=settings.engagement.days))
     log = _read(storage, Days(first, until), users, items)
-    window = np.timedelta64(round(settings.engagement_hours * 3600), "s")
+    window = np.timedelta64(round(settings.engagement.hours * 3600), "s")
     shown = _shown(log)
     ends = np.datetime64(day_end(until).replace(tzinfo=None), "us")
     shown = shown[shown["slate_moment"] + window <= ends]
@@ -132,7 +132,7 @@ def _drawn(shown: "pd.DataFrame", holdout_start: date, settings: TrainingSetting
     drawn = np.random.default_rng([settings.seed, len(moments)]).permutation(len(moments))
     kept, is_holdout = np.zeros(len(moments), bool), moments >= np.datetime64(holdout_start, "us")
     for part in (is_holdout, ~is_holdout):
-        first = np.sort(drawn[part])[: settings.engagement_slates]
+        first = np.sort(drawn[part])[: settings.engagement.slates]
         kept |= part & (drawn <= first.max(initial=-1))
     return shown.assign(slate=slate)[kept[slate]]
 

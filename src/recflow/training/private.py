@@ -33,10 +33,12 @@ import pytorch_lightning as pl
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import softplus
 from torch.utils.data import DataLoader, IterableDataset
 
 from recflow.models.ranker import CandidateNetwork, CandidateRanker
-from recflow.settings import TrainingSettings
+from recflow.settings import TrainingPrivacySettings
+from recflow.training.one_cycle import one_cycle
 from recflow.training.trainer import run_epochs
 from recflow.training.windows import CandidateWindows, Window
 
@@ -68,26 +70,26 @@ class Guarantee(NamedTuple):
     covers: str = "the ranker's network and the scales of its inputs; not the assortment, which has minimum support"
 
     @classmethod
-    def of(cls, settings: TrainingSettings) -> Self:
+    def of(cls, asked: TrainingPrivacySettings) -> Self:
         """Find the least noise that keeps to the budget of the settings.
 
         Raises:
             ValueError: no reasonable noise does.
         """
-        share, steps, delta = settings.dp_sample_share, settings.dp_steps, settings.dp_delta
+        share, steps, delta = asked.sample_share, asked.steps, asked.delta
 
         def spent(noise: float) -> float:
             return epsilon_of(noise, delta=delta, share=share, steps=steps)
 
         low, high = 0.0, 1.0
-        while spent(high) > settings.dp_epsilon:
+        while spent(high) > asked.epsilon:
             low, high = high, 2 * high
             if high > _GREATEST_NOISE:
-                raise ValueError(f"an epsilon of {settings.dp_epsilon} is too small for {steps} steps of {share:.0%}")
+                raise ValueError(f"an epsilon of {asked.epsilon} is too small for {steps} steps of {share:.0%}")
         while high - low > 1e-3 * high:
             middle = (low + high) / 2
-            low, high = (middle, high) if spent(middle) > settings.dp_epsilon else (low, middle)
-        return cls(spent(high), delta, high, settings.dp_max_grad_norm, share, steps, PARTS)
+            low, high = (middle, high) if spent(middle) > asked.epsilon else (low, middle)
+        return cls(spent(high), delta, high, asked.max_grad_norm, share, steps, PARTS)
 
 
 def epsilon_of(noise_multiplier: float, *, delta: float, share: float, steps: int) -> float:
@@ -210,20 +212,17 @@ class PrivateTraining(pl.LightningModule):
             generator=self.generator,
             secure_mode=True,
         )
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, _LEARNING_RATE, total_steps=guarantee.steps + 1, pct_start=_WARM_UP
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return one_cycle(optimizer, _LEARNING_RATE, steps=guarantee.steps, warm_up=_WARM_UP)
 
 
 def shopper_losses(scores: Tensor, batch: Batch) -> Tensor:  # (B, S) -> (B,)
-    """Return each shopper's loss: over all of its candidates and over the new ones, as in `training.ranker`."""
+    """Return each shopper's loss: over all of its candidates, the new ones and the others, as in `training.ranker`."""
     losses = torch.zeros(len(scores))
-    for counted in (batch.is_there, batch.is_new):
+    for counted in (batch.is_there, batch.is_new, batch.is_there & ~batch.is_new):
         wanted = batch.is_wanted & counted
-        log_p = scores - torch.logsumexp(scores.masked_fill(~counted, -1e9), dim=1, keepdim=True)
+        log_rest = torch.logsumexp(scores.masked_fill(wanted | ~counted, -1e9), dim=1, keepdim=True)
         count = wanted.sum(dim=1).clamp(min=1)
-        losses = losses - torch.where(wanted, log_p, 0).sum(dim=1) / count.sqrt()
+        losses = losses + torch.where(wanted, softplus(log_rest - scores), 0).sum(dim=1) / count.sqrt()
     return losses
 
 
@@ -245,7 +244,7 @@ def fit_private_ranker(
     settings = windows.settings
     window, users = windows.latest(cuts), windows.shoppers(cuts)
     shoppers = Shoppers(window, np.unique(users, return_inverse=True)[1])
-    guarantee = Guarantee.of(settings)
+    guarantee = Guarantee.of(settings.privacy)
     rng = np.random.default_rng(entropy)
     generator = torch.Generator()
     generator.manual_seed(int(rng.integers(2**63)))

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from recflow.serving.bundle import Bundle, build_bundle, load_bundle
+from recflow.serving.bundle import Bundle, load_bundle
 from recflow.serving.feedback import EventLog
+from recflow.serving.make_bundle import build_bundle
 from recflow.serving.online import Stored
 from recflow.serving.recommend import Ranked, Recommender
 from recflow.serving.requests import ShopperRequest

@@ -9,7 +9,8 @@ import pytest
 
 from recflow.models import cold_items
 from recflow.models.cold_items import ColdItems
-from recflow.serving.bundle import build_bundle, load_bundle
+from recflow.serving.bundle import load_bundle
+from recflow.serving.make_bundle import build_bundle
 from recflow.serving.placements.lists import new_arrivals
 from recflow.serving.recommend import Recommender
 from recflow.serving.requests import NewArrivalsRequest
