@@ -15,11 +15,13 @@ from torch.nn import functional as F
 from recflow.models.assortment import Assortment
 from recflow.models.candidate_ranking import CandidateRanking
 from recflow.models.candidate_scoring import CandidateScorer
-from recflow.models.candidates import FEATURES, FIT, OWN, SHOPPER, find_candidates
-from recflow.models.interactions import PURCHASE, Context, Interactions, top_k
+from recflow.models.candidates import FEATURES, FIT, OWN, SHOPPER, WEIGHTS, find_candidates
+from recflow.models.interactions import PREFERENCE, PURCHASE, Context, Interactions, top_k
 from recflow.models.ranker import Blocks, CandidateNetwork, CandidateRanker
 from recflow.schema import EVENT_TYPES
+from tests.models.test_assortment import matrix_of
 from tests.models.test_attribution import without
+from tests.models.test_candidates import weights_of
 from tests.models.worlds import VIEW, context_for, interactions, random_interactions
 
 RETURN = EVENT_TYPES.index("return")
@@ -105,8 +107,9 @@ def test_the_scorer_is_the_networks_own_forward_pass(seed: int) -> None:
         expected = network(torch.from_numpy(candidates.features)).numpy()
         silence = network(torch.from_numpy(silent_features(candidates))).numpy()
     scorer = CandidateScorer(network, assortment.facts)
-    assert_allclose(scorer.score(candidates), expected, atol=2e-5)
-    assert_allclose(scorer.silence(candidates).scores, silence, atol=2e-5)
+    inputs = scorer.read(candidates)
+    assert_allclose(scorer.score(candidates, inputs), expected, atol=2e-5)
+    assert_allclose(scorer.silence(inputs).scores, silence, atol=2e-5)
 
 
 def silent_features(candidates: object) -> np.ndarray:  # (B, C)
@@ -153,9 +156,9 @@ def test_effects_follow_the_rescale_rule_and_add_up(trained: tuple[CandidateRank
         features = find_candidates(context, ranker.assortment).features
         ranker = CandidateRanker(network_of(features, heads=heads), ranker.assortment)
     ranking, network = ranker.rank(context), ranker.network
-    candidates, scores, silence = ranking.candidates, ranking.scorer.score(ranking.candidates), ranking.silence
-    at = np.arange(0, len(candidates), 17)
-    found = ranking.scorer.effects(candidates, silence, at)
+    candidates, inputs, silence = ranking.candidates, ranking.inputs, ranking.silence
+    scores, at = ranking.scorer.score(candidates, inputs), np.arange(0, len(candidates), 17)
+    found = ranking.scorer.effects(candidates, inputs, silence, at)
     with torch.no_grad():
         end = network.scaler(torch.from_numpy(candidates.features[at])).numpy()
         start = network.scaler(torch.from_numpy(silent_features(candidates)[candidates.shopper[at]])).numpy()
@@ -182,10 +185,45 @@ def test_parts_add_up_to_the_score_but_for_a_number_of_the_shopper(trained: tupl
     is_candidate[ranking.candidates.shopper, ranking.candidates.item] = True
     assert 0.2 < is_candidate.mean() < 0.8  # both are looked at
     # The rest isn't where what was left over is hidden: where no way leads to an item it's what the item sells.
-    of_item = ranking.scorer.effects(ranking.candidates, ranking.silence, np.arange(len(ranking.candidates)))
+    everywhere = np.arange(len(ranking.candidates))
+    of_item = ranking.scorer.effects(ranking.candidates, ranking.inputs, ranking.silence, everywhere)
     price = of_item.fit[:, FIT.index("price_ratio")]
     hidden = found.rest[is_candidate] - of_item.item - price
     assert np.abs(hidden).mean() < 0.1 * ranking.scores[is_candidate].std()
+
+
+def test_each_way_adds_its_effect_by_the_terms_of_its_sum(trained: tuple[CandidateRanker, Context]) -> None:
+    ranker, context = trained
+    context = context.take(np.arange(0, len(context), 9))
+    ranking, known = ranker.rank(context), ranker.assortment
+    items = np.concatenate([top_k(ranking.scores, 5)[0], everything(context)[:, 100:104]], axis=1)
+    found, weights = ranking.attribute(items), weights_of(ranking.candidates, context)
+    matrices = {name: matrix_of(known, name) for name in ("ease", "following")} | {"text": known.text @ known.text.T}
+    ways = [("ease", "all", ("ease", "ease_recent", "ease_rank")), ("following", "all", ("following",))]
+    ways += [(name.split("_")[0], kind, (name,)) for name, kind in WEIGHTS.items() if kind != "all"]
+    place = {key: at for at, key in enumerate(zip(*(ranking.candidates.shopper, ranking.candidates.item), strict=True))}
+    greatest = np.abs(ranking.candidates.others).max(axis=1)
+    n_candidates = 0
+    for row, of_row in enumerate(items):
+        source, is_event = np.maximum(context.items[row] - 1, 0), context.items[row] > 0
+        own_weights = PREFERENCE[context.event_types[row]] * 2 ** (-context.ages_days[row].astype(float) / 60)
+        for item, parts in zip(of_row, found.events[row], strict=True):
+            expected = np.zeros(len(source))
+            if (row, item) in place:
+                n_candidates += 1
+                at = np.array([place[row, item]])
+                effect = ranking.scorer.effects(ranking.candidates, ranking.inputs, ranking.silence, at)
+                by_name = dict(zip(FIT, effect.fit[0].astype(float), strict=True))
+                own = own_weights * (is_event & (source == item))
+                expected += own / max(own.sum(), 1e-30) * (effect.own[0] + by_name["recency_rank"])
+                for matrix, kind, names in ways:
+                    terms = weights[kind][row] * matrices[matrix][source, item].astype(float)
+                    least = max(terms.sum() ** 2, 0.3**2 * (terms**2).sum(), 1e-30)
+                    expected += terms * sum(by_name[name] for name in names) * terms.sum() / least
+            else:
+                expected += weights["all"][row] * matrices["ease"][source, item] * known.recency[item] / greatest[row]
+            assert_allclose(parts, expected, atol=2e-4)
+    assert 40 < n_candidates < items.size - 20
 
 
 def test_an_event_that_is_padding_has_no_part(trained: tuple[CandidateRanker, Context]) -> None:
@@ -310,14 +348,15 @@ def test_newer_events_with_an_item_have_more_of_its_own_part() -> None:
     ranker, _ = trained()
     rows = [(0, 5, 90.0), (0, 8, 60.0), (0, 5, 30.0), (0, 9, 30.0), (0, 5, 30.0, RETURN)]
     context = context_for(interactions(rows, n_users=1, n_items=N_ITEMS), length=6)
-    shares = ranker.rank(context)._own_shares(np.array([[5, 8, 7]], np.int32), np.zeros(1, np.int64))
+    ranking = ranker.rank(context)
+    shares = np.zeros(context.items.size, np.float32)
+    shares[ranking.candidates.events.pairs.at] = ranking.own_shares
     # 90 and 30 days: a half-life of 60 days apart. The column of the return comes last of its moment or before.
     own = context.items[0] == 6
     weights = np.where(own & (context.event_types[0] == PURCHASE), np.exp2(-context.ages_days[0] / 60), 0)
-    assert_allclose(shares[0, 0], weights / weights.sum(), atol=1e-6)
-    assert sorted(shares[0, 0])[-2:] == pytest.approx([1 / 3, 2 / 3])
-    assert_allclose(shares[0, 1], context.items[0] == 9)
-    assert not shares[0, 2].any()
+    assert_allclose(shares[own], (weights / weights.sum())[own], atol=1e-6)
+    assert sorted(shares[own])[-2:] == pytest.approx([1 / 3, 2 / 3])
+    assert_allclose(shares[~own], context.items[0][~own] > 0)
 
 
 def test_chosen_rows_and_shorter_lists(trained: tuple[CandidateRanker, Context]) -> None:

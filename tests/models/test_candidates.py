@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recflow.models.assortment import FACTS, Assortment
-from recflow.models.candidates import FEATURES, FIT, OWN, SHOPPER, WEIGHTS, Candidates, find_candidates
+from recflow.models.candidates import FEATURES, FIT, OWN, SHOPPER, WANTED, WEIGHTS, Candidates, find_candidates
 from recflow.models.interactions import PREFERENCE, PURCHASE, RETURN, Context, Interactions
 from tests.models.test_assortment import assortment_of, matrix_of
 from tests.models.worlds import VIEW, context_for, interactions, random_interactions
@@ -20,6 +20,15 @@ def feature(found: Candidates, name: str, shopper: int, item: int) -> float:
     return float(found.features[at[0], FEATURES.index(name)])
 
 
+def weights_of(found: Candidates, context: Context) -> dict[str, np.ndarray]:  # (B, L) each
+    """Put each event's part of what is wanted in its place."""
+    weights = {}
+    for name, shares in zip(WANTED, found.shares, strict=True):
+        weights[name] = np.zeros(context.items.shape, np.float32)
+        weights[name].ravel()[found.events.pairs.at] = shares
+    return weights
+
+
 def test_a_shopper_worked_out_by_hand() -> None:
     """Orders 100, 30 and 10 days ago: mug and tray; mug twice; mug. Then a look at the lamp, and the tray sent back."""
     mug, tray, lamp, jug = range(4)
@@ -28,7 +37,8 @@ def test_a_shopper_worked_out_by_hand() -> None:
     known = interactions(events, n_users=2, n_items=5)
     pieces = np.array([2, 6, 1, 3, 4, 1, 6, 1], np.float32)  # in order of time
     known = dataclasses.replace(known, quantity=pieces)
-    found = find_candidates(context_for(known), assortment_of(known))
+    known_context = context_for(known)
+    found = find_candidates(known_context, assortment_of(known))
     expected = {
         "is_own": (1, 1, 0),
         "orders_with": (3, 1, np.nan),
@@ -65,7 +75,7 @@ def test_a_shopper_worked_out_by_hand() -> None:
     for name, values in expected.items():
         for item, value in zip((mug, tray, lamp), values, strict=True):
             assert feature(found, name, 0, item) == pytest.approx(value, rel=1e-5, nan_ok=True), (name, item)
-    weights = {name: found.weights[name][0, -7:] for name in ("all", "last", "faded")}
+    weights = {name: of_events[0, -7:] for name, of_events in weights_of(found, known_context).items()}
     fade = 2 ** (-np.array([98.0, 98, 28, 28, 8, 1, 0]) / 45)
     np.testing.assert_allclose(weights["all"], [1 / 4, 1, 1 / 4, 1 / 4, 1 / 4, 0.2, 0], rtol=1e-6)
     np.testing.assert_allclose(weights["last"], [0, 0, 0, 0, 1, 0.2, 0], rtol=1e-6)
@@ -178,7 +188,8 @@ def test_linear_scores_are_sums_over_the_events(seed: int, max_items: int, max_l
     found = find_candidates(context, assortment, n_fitting=5)
     full = {name: matrix_of(assortment, name) for name in ("ease", "following")}
     source = np.maximum(context.items - 1, 0)[found.shopper]  # (P, L)
-    terms = {name: found.weights[WEIGHTS[name]][found.shopper] for name in WEIGHTS}  # (P, L)
+    weights = weights_of(found, context)
+    terms = {name: weights[WEIGHTS[name]][found.shopper] for name in WEIGHTS}  # (P, L)
     for name in ("ease", "ease_last", "ease_faded", "following"):
         matrix = full["following" if name == "following" else "ease"]
         expected = (terms[name] * matrix[source, found.item[:, None]]).sum(axis=1)
@@ -200,8 +211,9 @@ def test_linear_scores_are_sums_over_the_events(seed: int, max_items: int, max_l
 def test_candidates_are_the_history_the_best_fitting_and_the_best_sellers(seed: int) -> None:
     known, assortment, context = world(seed)
     found = find_candidates(context, assortment, n_fitting=4, n_fitting_lately=3, n_best_sellers=2)
-    keys = found.shopper * known.n_items + found.item
-    assert (np.diff(keys) > 0).all()
+    weights = weights_of(found, context)
+    np.testing.assert_array_equal(found.cell, found.shopper * known.n_items + found.item)
+    assert (np.diff(found.cell) > 0).all()
     for row in range(len(context)):
         own = {item for item, *_ in rows_of(context, row)}
         new = [item for item in range(known.n_items) if item not in own]
@@ -209,7 +221,7 @@ def test_candidates_are_the_history_the_best_fitting_and_the_best_sellers(seed: 
         may = set(must)
         for name, n in (("all", 4), ("faded", 3)):
             wanted = np.zeros((1, known.n_items))
-            np.add.at(wanted[0], np.maximum(context.items[row] - 1, 0), found.weights[name][row])
+            np.add.at(wanted[0], np.maximum(context.items[row] - 1, 0), weights[name][row])
             scores = ((wanted @ matrix_of(assortment, "ease"))[0] + 1e-6) * assortment.recency
             after = sorted((scores[item] for item in new), reverse=True)[n]  # the best that isn't chosen
             # Of two that tie but for rounding either may be.
@@ -265,4 +277,5 @@ def test_names_are_distinct_and_cover_the_columns() -> None:
     assert len(set(FEATURES)) == len(FEATURES) == found.features.shape[1]
     assert found.of_shopper.shape == (len(context), len(SHOPPER))
     assert set(WEIGHTS) < set(FIT)
-    assert set(WEIGHTS.values()) == set(found.weights)
+    assert set(WEIGHTS.values()) == set(WANTED)
+    assert len(found.shares) == len(WANTED)

@@ -15,6 +15,12 @@ from recflow.models.pairs import Pairs
 HALF_LIVES_DAYS = (7.0, 21.0, 60.0, 180.0)  # of decayed counts of purchases: the week, the season, the habit
 ORDER_DECAYS = (0.5, 0.8)  # what the order before counts, against the one after it
 LAST_ORDERS = (2, 3, 5)
+_PER_HALF_LIFE, _LOG_ORDER_DECAYS = -1 / np.array(HALF_LIVES_DAYS)[:, None], np.log2(ORDER_DECAYS)[:, None]
+_LAST_ORDERS = np.array(LAST_ORDERS)[:, None]
+# Rows of what is summed up, behind orders and pieces.
+_DECAYED = slice(2, 2 + len(HALF_LIVES_DAYS))
+_DECAYED_ORDERS = slice(_DECAYED.stop, _DECAYED.stop + len(ORDER_DECAYS))
+_LAST = slice(_DECAYED_ORDERS.stop, _DECAYED_ORDERS.stop + len(LAST_ORDERS))
 _LOOK_HALF_LIFE_DAYS = 7.0  # of clicks and baskets: what is looked at is bought soon or not at all
 _HABIT_DECAY = 0.7  # an order
 _STRANGER_DAYS = 400.0  # since the last order of who never ordered: longer than all that did
@@ -124,16 +130,15 @@ def own_features(bought: Purchases) -> dict[str, NDArray[Any]]:
     is_order[bought.starts] = True
     since = age - bought.of_each(newest)
     # Ten sums in one pass.
-    terms = np.empty((2 + len(HALF_LIVES_DAYS) + len(ORDER_DECAYS) + len(LAST_ORDERS), len(ago)))
+    terms = np.empty((_LAST.stop, len(ago)))
     terms[0], terms[1] = is_order, bought.quantity
-    of_days, of_decays, of_last = np.split(terms[2:], np.cumsum([len(HALF_LIVES_DAYS), len(ORDER_DECAYS)]))
-    np.exp2(since * (-1 / np.array(HALF_LIVES_DAYS))[:, None], out=of_days)
-    np.exp2(ago * np.log2(ORDER_DECAYS)[:, None], out=of_decays)
-    np.less(ago, np.array(LAST_ORDERS)[:, None], out=of_last)
-    terms[2 + len(HALF_LIVES_DAYS) :] *= is_order
+    np.exp2(since * _PER_HALF_LIFE, out=terms[_DECAYED])
+    np.exp2(ago * _LOG_ORDER_DECAYS, out=terms[_DECAYED_ORDERS])
+    np.less(ago, _LAST_ORDERS, out=terms[_LAST])
+    terms[_DECAYED.stop :] *= is_order
     sums = np.add.reduceat(terms, bought.starts, axis=1)
     orders_with, pieces = sums[:2]
-    decayed, decayed_orders, in_last = np.split(sums[2:], np.cumsum([len(HALF_LIVES_DAYS), len(ORDER_DECAYS)]))
+    decayed, decayed_orders, in_last = sums[_DECAYED], sums[_DECAYED_ORDERS], sums[_LAST]
     days_between = np.where(orders_with > 1, (first_age - last_age) / np.maximum(orders_with - 1, 1), np.nan)
     return {
         "is_own": np.ones(len(last)),
@@ -175,9 +180,8 @@ def shopper_features(bought: Purchases) -> dict[str, NDArray[Any]]:
     lines, pieces, faded, repeated, could_repeat, last_lines = bought.by_shopper(
         [np.ones(len(ago)), bought.quantity, fade, fade * is_repeated, fade * could_be, ago == 0]
     )
-    (oldest,) = bought.by_shopper([bought.age], np.maximum)
     before = np.where(ago > 0, np.minimum(bought.age, _STRANGER_DAYS), _STRANGER_DAYS)
-    (before_last,) = bought.by_shopper([before], np.minimum)
+    oldest, less_before_last = bought.by_shopper([bought.age, -before], np.maximum)
     distinct = np.bincount(bought.shopper, minlength=len(orders))
     n_orders, n_lines = np.maximum(orders, 1), np.maximum(lines, 1)
     return {
@@ -191,7 +195,7 @@ def shopper_features(bought: Purchases) -> dict[str, NDArray[Any]]:
         "habit": (repeated + 0.3) / (could_repeat + 1),
         "recent_lines": faded / np.maximum((1 - _HABIT_DECAY**orders) / (1 - _HABIT_DECAY), 1),
         "pieces_per_line": pieces / n_lines,
-        "days_between_last_two": np.maximum(before_last - newest, 0),
+        "days_between_last_two": np.maximum(-less_before_last - newest, 0),
     }
 
 
@@ -229,7 +233,7 @@ class Placed(NamedTuple):
         """Rank each value among its shopper's, from 0, greatest first; of equal ones the first is first."""
         costs = self.padded(-values.astype(np.float32), np.inf)
         ranks = np.empty(self.shape, np.float32)
-        np.put_along_axis(ranks, costs.argsort(axis=1, kind="stable"), np.arange(self.shape[1], dtype=np.float32), 1)
+        ranks[np.arange(self.shape[0])[:, None], costs.argsort(axis=1, kind="stable")] = np.arange(self.shape[1])
         found: NDArray[np.float32] = ranks[self.shopper, self.place]
         return found
 
@@ -242,20 +246,12 @@ def text_fit(
     item: NDArray[np.int64],
 ) -> NDArray[np.float32]:  # (W, P)
     """Return the cosine of each candidate's title with the mean title of what its shopper wanted."""
-    import torch
-
-    ways, (n_shoppers, n), table = len(wanted), placed.shape, torch.from_numpy(text)
-    starts = events.pairs.shopper.searchsorted(np.arange(n_shoppers))
-    with torch.inference_mode():
-        tastes = torch.empty(n_shoppers, text.shape[1], ways)
-        items, offsets = torch.from_numpy(events.pairs.item), torch.from_numpy(starts)
-        for way, weights in enumerate(wanted):
-            of_way = torch.embedding_bag(table, items, offsets, per_sample_weights=torch.from_numpy(weights))
-            tastes[:, :, way] = of_way[0]
-        tastes /= torch.linalg.vector_norm(tastes, dim=1, keepdim=True).clamp_(min=1e-9)
-        titles = table.index_select(0, torch.from_numpy(placed.padded(item).ravel())).view(n_shoppers, n, -1)
-        fits: NDArray[np.float32] = torch.bmm(titles, tastes).numpy()[placed.shopper, placed.place].T
-    return fits
+    own = Placed.of(events.pairs.shopper, placed.shape[0])
+    weights = np.stack([own.padded(of_pairs) for of_pairs in wanted], axis=1)  # (B, W, h) h pairs of who has most
+    tastes = weights @ text.take(own.padded(events.pairs.item), axis=0)  # (B, W, T)
+    tastes /= np.maximum(np.sqrt(np.einsum("bwt,bwt->bw", tastes, tastes)), 1e-9)[..., None]
+    fits: NDArray[np.float32] = text.take(placed.padded(item), axis=0) @ tastes.transpose(0, 2, 1)  # (B, n, W)
+    return fits[placed.shopper, placed.place].T
 
 
 def recency_ranks(bought: Purchases, own: dict[str, NDArray[Any]]) -> NDArray[np.float32]:  # (Q,)

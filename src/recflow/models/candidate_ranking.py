@@ -1,47 +1,46 @@
 """The ranking of a `CandidateRanker`: scores of all items, and what of them each event of the history adds.
 
-Letters as in `candidates`; R rows asked for, K items of a list, W ways in which the history leads to items.
+Letters as in `candidates`; R rows asked for, K items of a list, W ways in which the history leads to items. H pairs and
+N events are those of the rows asked for.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Final, NamedTuple
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from recflow.models.assortment import Assortment
 from recflow.models.attribution import Attribution, Rows
-from recflow.models.candidate_scoring import CandidateScorer, Silence
-from recflow.models.candidates import FIT, Candidates
+from recflow.models.candidate_features import Placed
+from recflow.models.candidate_scoring import CandidateScorer, Inputs, Silence
+from recflow.models.candidates import FIT, WANTED, Candidates
 from recflow.models.interactions import PREFERENCE, Context
+from recflow.models.pairs import sums_of_runs
 from recflow.models.ranker import dense_scores
 
 _OWN_HALF_LIFE_DAYS = 60.0  # of an event's share in what is said of its own item: the habit
 _LEAST_SUM = 0.3  # of what events add against its root of squares, where they nearly cancel out
 _TINY = np.finfo(np.float32).tiny
 
-
-class _Way(NamedTuple):
-    """A matrix of items by items, what weighs the events before it, and the features that come of both."""
-
-    matrix: str
-    weight: str
-    features: tuple[str, ...]
-
-
+_MATRICES: Final = ("ease", "following", "text")  # of items by items
+# What weighs the events, a matrix that it is multiplied with, and the features of both; two for each of WANTED.
 _WAYS: Final = (
-    _Way("ease", "all", ("ease", "ease_recent", "ease_rank")),
-    _Way("ease", "last", ("ease_last",)),
-    _Way("ease", "faded", ("ease_faded",)),
-    _Way("following", "all", ("following",)),
-    _Way("text", "faded", ("text",)),
-    _Way("text", "last", ("text_last",)),
+    ("all", "ease", ("ease", "ease_recent", "ease_rank")),
+    ("all", "following", ("following",)),
+    ("last", "ease", ("ease_last",)),
+    ("last", "text", ("text_last",)),
+    ("faded", "ease", ("ease_faded",)),
+    ("faded", "text", ("text",)),
 )
 _OF_OTHERS: Final = 0  # the way to items that are no candidates
-# (|FIT|, W) 1 where a feature comes of a way
-_OF_WAYS: Final = np.array([[name in way.features for way in _WAYS] for name in FIT], np.float32)
+_WANTED_OF: Final = np.array([WANTED.index(wanted) for wanted, _, _ in _WAYS])  # (W,)
+_MATRIX_OF: Final = np.array([_MATRICES.index(matrix) for _, matrix, _ in _WAYS])  # (W,)
+# (W, |FIT|) 1 where a feature comes of a way
+_OF_WAYS: Final = np.array([[name in features for name in FIT] for _, _, features in _WAYS], np.float32)
+
+_Some = NDArray[np.int64] | slice
 
 
 @dataclass(frozen=True)
@@ -54,14 +53,28 @@ class CandidateRanking:
     candidates: Candidates
 
     @cached_property
+    def inputs(self) -> Inputs:
+        """Return what the histories bring to the network."""
+        return self.scorer.read(self.candidates)
+
+    @cached_property
     def scores(self) -> NDArray[np.float32]:  # (B, V)
         """Return a score for every item; computed when they are first asked for."""
-        return dense_scores(self.candidates, self.scorer.score(self.candidates))
+        return dense_scores(self.candidates, self.scorer.score(self.candidates, self.inputs))
 
     @cached_property
     def silence(self) -> Silence:
         """Return each shopper's score of an item of average facts that the history says nothing of."""
-        return self.scorer.silence(self.candidates)
+        return self.scorer.silence(self.inputs)
+
+    @cached_property
+    def own_shares(self) -> NDArray[np.float32]:  # of each event of the candidates
+        """Share 1 among the events with each item, the newer ones more; returns say nothing for it."""
+        events = self.candidates.events
+        weights = PREFERENCE[events.event_type] * np.exp2(events.age * (-1 / _OWN_HALF_LIFE_DAYS))
+        total = events.pairs.reduce(np.add, weights)
+        shares: NDArray[np.float32] = (weights / np.maximum(total, _TINY)[events.pair]).astype(np.float32)
+        return shares
 
     def attribute(self, items: NDArray[np.int32], rows: Rows | None = None) -> Attribution:
         """Take the scores of items apart, against an item of average facts that the history says nothing of.
@@ -74,113 +87,90 @@ class CandidateRanking:
         Left out: that the shopper's own figures, as the days between its orders, would be others without an event.
         The rest is what remains: how the item sells, its price.
         """
-        n_events = self.context.items.shape[1]
         if not items.size:
-            return Attribution.nothing(items, n_events)
+            return Attribution.nothing(items, self.context.items.shape[1])
         rows = np.arange(len(items)) if rows is None else rows
         is_item, wanted = items >= 0, np.maximum(items, 0)
-        asked = self._asked(wanted, rows)
-        events = asked.own[..., None] * self._own_shares(wanted, rows)
-        events += self._by_links(asked)
-        events += self._by_text(asked)
+        events = self._by_events(wanted, rows)
         events *= is_item[..., None]
-        silence = self.silence.scores[rows]
-        rest = self.scores[rows[:, None], wanted] - silence[:, None] - events.sum(axis=-1)
-        return Attribution(events, (rest * is_item).astype(np.float32))
+        rest = self.scores[rows[:, None], wanted] - self.silence.scores[rows, None] - events.sum(axis=-1)
+        return Attribution(events, rest * is_item)
 
-    def _asked(self, items: NDArray[np.int32], rows: Rows) -> "_Asked":
-        n_items = len(self.assortment.facts)
-        keys = self.candidates.shopper * n_items + self.candidates.item  # ascending
-        wanted = rows[:, None] * n_items + items
-        at = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
-        is_candidate = keys[at] == wanted
-        found = self.scorer.effects(self.candidates, self.silence, at[is_candidate])
-        own, by_way = np.zeros(at.shape, np.float32), np.zeros((*at.shape, len(_WAYS)), np.float32)
+    def _by_events(self, items: NDArray[np.int32], rows: Rows) -> NDArray[np.float32]:  # (R, K, L)
+        """Return what each event adds by all ways, and as one with the item itself."""
+        found, pairs, n_events = self.candidates, self.candidates.events.pairs, self.context.items.shape[1]
+        row, pair, of_pair, event = self._of_rows(rows)
+        source, n_pairs = pairs.item[pair], np.bincount(row, minlength=len(rows))
+        own, factors, of_others = self._effects(items, rows)
+        parts = np.empty((len(WANTED) + 1, len(row), items.shape[1]), np.float32)
+        # Of each way the term of a pair, and what its events' terms are squared: they share alike.
+        entries = self._entries(items, row, source)[_MATRIX_OF]  # (W, H, K)
+        each, strongest = (of_all[:, pair][_WANTED_OF, :, None] for of_all in (found.each, found.strongest))
+        terms = entries * strongest
+        total = sums_of_runs(terms, n_pairs)  # (W, R, K)
+        terms *= entries
+        terms *= each
+        squares = sums_of_runs(terms, n_pairs)
+        # Where terms nearly cancel out, they'd each be blown up without limit: there they add up to less.
+        factors *= total / np.maximum(np.maximum(total**2, _LEAST_SUM**2 * squares), _TINY)
+        factors[_OF_OTHERS] += of_others
+        entries *= factors.take(row, axis=1)
+        np.add(entries[::2], entries[1::2], out=parts[:-1])  # two ways of each
+        parts[-1] = own.take(row, axis=0) * (items.take(row, axis=0) == source[:, None])
+        shares = np.concatenate([found.shares, self.own_shares[None]])[:, event]  # (|WANTED| + 1, N)
+        events = np.zeros((len(rows), n_events, items.shape[1]), np.float32)
+        events[row[of_pair], pairs.at[event] % n_events] = np.einsum("wn,wnk->nk", shares, parts.take(of_pair, axis=1))
+        return events.transpose(0, 2, 1)
+
+    def _of_rows(self, rows: Rows) -> tuple[NDArray[np.int64], _Some, NDArray[np.int64], _Some]:
+        """Return the pairs of some rows: of each the row, and which it is (H,). Their events: of each the pair (N,)."""
+        events, pairs = self.candidates.events, self.candidates.events.pairs
+        if len(rows) == len(self.context) and (rows[1:] > rows[:-1]).all():
+            return pairs.shopper, slice(None), events.pair, slice(None)
+        row, pair = _runs(*pairs.of_rows(rows))
+        of_pair, event = _runs(pairs.starts[pair], pairs.counts[pair])
+        return row, pair, of_pair, event
+
+    def _effects(self, items: NDArray[np.int32], rows: Rows) -> tuple[NDArray[np.float32], ...]:
+        """Return what the events with each item itself add (R, K), and each way (W, R, K); 0 for what is no candidate.
+
+        And for that alone what the way to it multiplies (R, K).
+        """
+        cell, wanted = self.candidates.cell, rows[:, None] * len(self.assortment.facts) + items
+        at = np.minimum(cell.searchsorted(wanted), len(cell) - 1)
+        is_candidate = cell[at] == wanted
+        found = self.scorer.effects(self.candidates, self.inputs, self.silence, at[is_candidate])
+        own, by_way = np.zeros(items.shape, np.float32), np.zeros((len(_WAYS), *items.shape), np.float32)
         own[is_candidate] = found.own + found.fit[:, FIT.index("recency_rank")]  # a rank among what was bought
-        by_way[is_candidate] = found.fit @ _OF_WAYS
-        weights = {name: weight[rows] for name, weight in self.candidates.weights.items()}
-        return _Asked(items, rows, self.context.items[rows], is_candidate, own, by_way, weights)
+        by_way[:, is_candidate] = _OF_WAYS @ found.fit.T
+        of_others = self.assortment.recency[items] / self.candidates.greatest_of_others[rows, None]
+        return own, by_way, of_others * ~is_candidate
 
-    def _own_shares(self, items: NDArray[np.int32], rows: Rows) -> NDArray[np.float32]:  # (R, K, L)
-        """Share 1 among the events with each item itself, the newer ones more; returns say nothing for it."""
-        source = self.context.items[rows]
-        weights = PREFERENCE[self.context.event_types[rows]]
-        weights *= np.exp2(self.context.ages_days[rows] * np.float32(-1 / _OWN_HALF_LIFE_DAYS))
-        shares = np.zeros((*items.shape, source.shape[1]), np.float32)
-        at = np.flatnonzero(items[..., None] + 1 == source[:, None])
-        of_item = at // source.shape[1]
-        weight = weights.ravel()[of_item // items.shape[1] * source.shape[1] + at % source.shape[1]]
-        total = np.bincount(of_item, weight, minlength=items.size)
-        shares.ravel()[at] = weight / np.maximum(total, _TINY)[of_item]
-        return shares
-
-    def _by_links(self, asked: "_Asked") -> NDArray[np.float32]:  # (R, K, L)
-        """Return what events add by what the matrices say of the items."""
-        known, items, pairs = self.assortment, asked.items, self.candidates.events.pairs
-        (n_rows, n_places), n_events, n_items = items.shape, asked.source.shape[1], len(known.facts)
-        parts = np.zeros((n_rows, n_places, n_events), np.float32)
+    def _entries(
+        self, items: NDArray[np.int32], row: NDArray[np.int64], source: NDArray[np.int64]
+    ) -> NDArray[np.float32]:  # (3, H, K)
+        """Return what the matrices say of the items by each item of the histories, see _MATRICES."""
+        known, (n_rows, n_places), n_items = self.assortment, items.shape, len(self.assortment.facts)
+        entries = np.zeros((len(_MATRICES), len(row), n_places), np.float32)
         place_of = np.full((n_rows, n_items), -1, np.int32)
         place_of[np.arange(n_rows)[:, None], items] = np.arange(n_places)
-        # What the histories' items say, looked up once for all events with the item.
-        row, pair = _runs(*pairs.of_rows(asked.rows))
-        of_matrix = known.place[pairs.item[pair]]
+        of_matrix = known.place[source]
         linking = (of_matrix >= 0).nonzero()[0]
-        row, pair, of_matrix = row[linking], pair[linking], of_matrix[linking]
-        of_others = known.recency[items] / self.candidates.greatest_of_others[asked.rows, None]
-        for matrix in ("ease", "following"):
-            to, entry = known.links(of_matrix, matrix)
-            place = place_of.take(to + (row * n_items)[:, None]).ravel()
-            met = (place >= 0).nonzero()[0]
-            met_pair = met // max(to.shape[1], 1)
-            of_met, at = _runs(pairs.starts[pair[met_pair]], pairs.counts[pair[met_pair]])  # their events
-            event = pairs.at[at] % n_events
-            of_row, entry = row[met_pair][of_met], entry.take(met)[of_met]
-            item = of_row * n_places + place[met][of_met]  # of (R, K)
-            added = np.zeros(len(event))
-            for way, (_, weight, _) in _ways_of(matrix):
-                terms = entry * asked.weights[weight][of_row, event]
-                total, squares = (np.bincount(item, values, minlength=items.size) for values in (terms, terms**2))
-                of_terms = _factors(asked.by_way[..., way].ravel(), total, squares)
-                if way == _OF_OTHERS:
-                    of_terms = np.where(asked.is_candidate.ravel(), of_terms, of_others.ravel())
-                added += terms * of_terms[item]
-            parts.ravel()[item * n_events + event] += added.astype(np.float32)
+        of_matrix, first_cell = of_matrix[linking], (row[linking] * n_items)[:, None]
+        for of_pairs, to, weight in zip(
+            entries[:2], (known.ease_to, known.following_to), (known.ease, known.following), strict=True
+        ):
+            place = place_of.take(to.take(of_matrix, axis=0) + first_cell)
+            met = (place.ravel() >= 0).nonzero()[0]
+            at = met // max(to.shape[1], 1)
+            of_pairs[linking[at], place.ravel()[met]] = weight[of_matrix[at], met - at * to.shape[1]]
         first = place_of[np.arange(n_rows)[:, None], items]  # an item that stands in a list twice was met once
-        return np.take_along_axis(parts, first[..., None], axis=1) if (first != np.arange(n_places)).any() else parts
-
-    def _by_text(self, asked: "_Asked") -> NDArray[np.float32]:  # (R, K, L)
-        """Return what events add by titles that are like those of the items."""
-        text, ways = self.assortment.text, _ways_of("text")
-        alike = text[asked.items] @ text[np.maximum(asked.source - 1, 0)].transpose(0, 2, 1)
-        weights = np.stack([asked.weights[way.weight] for _, way in ways], axis=1)  # (R, 2, L)
-        total, squares = alike @ weights.transpose(0, 2, 1), alike**2 @ weights.transpose(0, 2, 1) ** 2
-        factors = _factors(asked.by_way[..., [way for way, _ in ways]], total, squares)
-        return np.asarray(alike * (factors @ weights), np.float32)
-
-
-class _Asked(NamedTuple):
-    """Items whose scores are taken apart, and what is known of them."""
-
-    items: NDArray[np.int32]  # (R, K)
-    rows: Rows  # (R,)
-    source: NDArray[np.int32]  # (R, L) the events' items + 1; 0 is padding
-    is_candidate: NDArray[np.bool_]  # (R, K)
-    own: NDArray[np.float32]  # (R, K) what the events with the item itself add; 0 for what is no candidate
-    by_way: NDArray[np.float32]  # (R, K, W) what each way adds; 0 for what is no candidate
-    weights: Mapping[str, NDArray[np.float32]]  # (R, L) each event's part of what is wanted
-
-
-def _ways_of(matrix: str) -> list[tuple[int, _Way]]:
-    return [(number, way) for number, way in enumerate(_WAYS) if way.matrix == matrix]
-
-
-def _factors(effects: NDArray[Any], total: NDArray[Any], squares: NDArray[Any]) -> NDArray[Any]:
-    """Return what the terms of each sum over events are multiplied with, so that they add up to its effect.
-
-    Where terms nearly cancel out, they'd each be blown up without limit: there they add up to less.
-    """
-    factors: NDArray[Any] = effects * total / np.maximum(np.maximum(total**2, _LEAST_SUM**2 * squares), _TINY)
-    return factors
+        if (first != np.arange(n_places)).any():
+            entries = np.take_along_axis(entries, first[None, row], axis=2)
+        placed = Placed.of(row, n_rows)
+        alike = known.text[placed.padded(source)] @ known.text[items].transpose(0, 2, 1)
+        entries[2] = alike[row, placed.place]
+        return entries
 
 
 def _runs(starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -89,7 +89,9 @@ _ZERO_WITHOUT_EVENTS = ("is_own", "in_last_order", "returns", "looks")
 WITHOUT_EVENTS = np.array([0 if name in _ZERO_WITHOUT_EVENTS else np.nan for name in OWN], np.float32)
 FEATURES: tuple[str, ...] = (*OWN, *SHOPPER, *FIT, *FACTS)
 
-# What weighs the events in each of the linear scores of FIT.
+# What weighs events: all alike, those since the last order alone, or newer ones more.
+WANTED: tuple[str, ...] = ("all", "last", "faded")
+# What of it weighs the events in each of the linear scores of FIT.
 WEIGHTS: Mapping[str, str] = {
     "ease": "all",
     "ease_recent": "all",
@@ -110,6 +112,7 @@ _LINEAR: Mapping[str, tuple[str, str]] = {
 class Candidates:
     """What B shoppers may want, ordered by (shopper, item), and what speaks for each."""
 
+    cell: NDArray[np.int64]  # (P,) place in (B, V), ascending
     shopper: NDArray[np.int64]  # (P,) row of the context
     item: NDArray[np.int64]  # (P,) item_idx
     own_at: NDArray[np.int64]  # (H,) which of them are in the shopper's history
@@ -119,28 +122,19 @@ class Candidates:
     facts: NDArray[np.float32]  # (V, G) of all items
     others: NDArray[np.float32]  # (B, V) what orders the items that are no candidates: EASE by what sells now
     events: Events
-    wanted: Mapping[str, NDArray[np.float32]]  # (N,) how strongly each event says that its item is wanted; see WEIGHTS
-    length: int  # L
+    wanted: NDArray[np.float32]  # (|WANTED|, N) how strongly each event says that its item is wanted
+    strongest: NDArray[np.float32]  # (|WANTED|, H) of the events of each pair
 
     def __len__(self) -> int:
         """Return P."""
         return len(self.shopper)
 
     @cached_property
-    def told(self) -> NDArray[np.float32]:  # (|OWN| + |SHOPPER| + |FIT|, P): each column's numbers beside each other
-        """Return what the histories say of each candidate; NaN where they say nothing."""
-        told = np.empty((len(OWN) + len(SHOPPER) + len(FIT), len(self)), np.float32)
-        own, of_shopper, fit = np.split(told, [len(OWN), len(OWN) + len(SHOPPER)])
-        own[:] = WITHOUT_EVENTS[:, None]
-        own[:, self.own_at] = self.own.T
-        self.of_shopper.T.take(self.shopper, axis=1, out=of_shopper)
-        fit[:] = self.fit.T
-        return told
-
-    @cached_property
     def features(self) -> NDArray[np.float32]:  # (P, C)
         """Return all that speaks for each candidate, see FEATURES; NaN where there is none."""
-        return np.concatenate([self.told.T, self.facts[self.item]], axis=1)
+        own = WITHOUT_EVENTS[None].repeat(len(self), axis=0)
+        own[self.own_at] = self.own
+        return np.concatenate([own, self.of_shopper[self.shopper], self.fit, self.facts[self.item]], axis=1)
 
     @cached_property
     def greatest_of_others(self) -> NDArray[np.float32]:  # (B,)
@@ -149,14 +143,19 @@ class Candidates:
         return np.asarray(np.maximum(greatest, np.finfo(np.float32).tiny))
 
     @cached_property
-    def weights(self) -> dict[str, NDArray[np.float32]]:  # (B, L) each
-        """Return each event's part of what is wanted, by the names of `wanted`."""
-        pairs, shape, weights = self.events.pairs, (len(self.others), self.length), {}
-        for name, wanted in self.wanted.items():
-            of_cells = np.zeros(shape, np.float32)
-            of_cells.ravel()[pairs.at] = wanted
-            weights[name] = pairs.strongest(of_cells)
-        return weights
+    def each(self) -> NDArray[np.float32]:  # (|WANTED|, H)
+        """Return what each of a pair's strongest events says: they share alike, all others say nothing."""
+        counts = self.events.pairs.reduce(np.add, self._is_strongest.astype(np.float32), axis=1)
+        return np.asarray(self.strongest / counts, np.float32)
+
+    @cached_property
+    def shares(self) -> NDArray[np.float32]:  # (|WANTED|, N)
+        """Return each event's part of what is wanted."""
+        return self._is_strongest * self.each.take(self.events.pair, axis=1)
+
+    @cached_property
+    def _is_strongest(self) -> NDArray[np.bool_]:  # (|WANTED|, N)
+        return np.equal(self.wanted, self.strongest.take(self.events.pair, axis=1))
 
 
 def find_candidates(
@@ -170,7 +169,7 @@ def find_candidates(
     """Find each shopper's candidates, and compute their features."""
     events = Events.of(context)
     bought, wanted = Purchases.of(events), _wanted(events)
-    strongest = {name: events.pairs.reduce(np.maximum, values) for name, values in wanted.items()}  # (H,) each
+    strongest = events.pairs.reduce(np.maximum, wanted, axis=1)  # (|WANTED|, H)
     planes = _linear_scores(assortment, events, strongest)  # (W, B, V)
     others, others_lately = (planes[:2] + _BACKOFF) * assortment.recency
     n_items = len(assortment.facts)
@@ -184,14 +183,14 @@ def find_candidates(
     placed = Placed.of(shopper, len(context))
     price = assortment.facts[:, FACTS.index("price")]
     fit = dict(zip(_LINEAR, planes.reshape(len(_LINEAR), -1).take(cells, axis=1), strict=True))
-    tastes = np.array([strongest["faded"], strongest["last"]])
-    fit["text"], fit["text_last"] = text_fit(events, tastes, assortment.text, placed, item)
+    fit["text_last"], fit["text"] = text_fit(events, strongest[1:], assortment.text, placed, item)
     fit["price_ratio"] = price[item] - mean_price(bought, price)[shopper]
     fit["ease_recent"] = fit["ease"] * assortment.recency[item]
     fit["ease_rank"] = placed.ranks(fit["ease"])
     fit["recency_rank"] = np.full(len(cells), np.nan, np.float32)
     fit["recency_rank"][own_at[bought.pair]] = recency_ranks(bought, own)
     return Candidates(
+        cell=cells,
         shopper=shopper,
         item=item,
         own_at=own_at,
@@ -202,44 +201,40 @@ def find_candidates(
         others=others,
         events=events,
         wanted=wanted,
-        length=context.items.shape[1],
+        strongest=strongest,
     )
 
 
-def _wanted(events: Events) -> dict[str, NDArray[np.float32]]:  # (N,) each
+def _wanted(events: Events) -> NDArray[np.float32]:  # (|WANTED|, N)
     """Return how strongly each event says that its item is wanted: ever, since the last order began, or faded."""
     preference = PREFERENCE[events.event_type]
     age_at_newest = events.newest_age[events.pairs.shopper][events.pair] - events.age
     fading = np.exp2(age_at_newest / _FADE_HALF_LIFE_DAYS).astype(np.float32)
-    return {"all": preference, "last": preference * (events.orders_ago == 0), "faded": preference * fading}
+    return np.array([preference, preference * (events.orders_ago == 0), preference * fading])
 
 
 def _linear_scores(
     assortment: Assortment,
     events: Events,
-    strongest: Mapping[str, NDArray[np.float32]],  # (H,) how strongly each item of the histories is wanted
+    strongest: NDArray[np.float32],  # (|WANTED|, H) how strongly each item of the histories is wanted
 ) -> NDArray[np.float32]:  # (W, B, V)
     """Add up what the items of histories say of all others, times how strongly each is wanted; see _LINEAR."""
-    import torch
-
     n_shoppers, n_items = len(events.orders), len(assortment.facts)
     place = assortment.place[events.pairs.item]
     pair = (place >= 0).nonzero()[0]  # those whose item takes part in the matrices
     planes = np.zeros((len(_LINEAR), n_shoppers * n_items), np.float32)
-    sums = [torch.from_numpy(plane) for plane in planes]
     for first in range(0, len(pair), _PAIRS_AT_ONCE):
         at = pair[first : first + _PAIRS_AT_ONCE]
         row, known = (events.pairs.shopper[at] * n_items)[:, None], {}
-        for plane, (matrix, weight) in zip(sums, _LINEAR.values(), strict=True):
+        for plane, (matrix, weight) in zip(planes, _LINEAR.values(), strict=True):
             if matrix not in known:
                 to, entry = assortment.links(place[at], matrix)
                 known[matrix] = to + row, entry  # cells of (B, V) and what is said of them
-            (cell, entry), wanted = known[matrix], strongest[weight][at]
-            some = wanted.nonzero()[0]
-            if len(some) < len(wanted):
+            (cell, entry), wanted = known[matrix], strongest[WANTED.index(weight), at]
+            if weight == "last":  # few are
+                some = wanted.nonzero()[0]
                 cell, entry, wanted = cell.take(some, axis=0), entry.take(some, axis=0), wanted[some]
-            terms = torch.from_numpy((entry * wanted[:, None]).ravel())
-            plane.scatter_add_(0, torch.from_numpy(cell.ravel()), terms)
+            np.add.at(plane, cell.ravel(), (entry * wanted[:, None]).ravel())
     return planes.reshape(len(_LINEAR), n_shoppers, n_items)
 
 

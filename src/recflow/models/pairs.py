@@ -76,3 +76,15 @@ class Pairs:
         has_it = np.zeros(weights.size, bool)
         has_it[self.at] = of_events == np.repeat(greatest, self.counts)
         return self.among_events(greatest, has_it.reshape(weights.shape))
+
+
+def sums_of_runs(values: NDArray[Any], lengths: NDArray[np.int64]) -> NDArray[Any]:  # (*, P, X), (R,) -> (*, R, X)
+    """Add up runs that lie behind each other; 0 where there is nothing."""
+    some = lengths.nonzero()[0]
+    starts = (lengths.cumsum() - lengths)[some]
+    if len(some) == len(lengths):
+        return np.asarray(np.add.reduceat(values, starts, axis=-2))
+    sums = np.zeros((*values.shape[:-2], len(lengths), values.shape[-1]), values.dtype)
+    if len(some):
+        sums[..., some, :] = np.add.reduceat(values, starts, axis=-2)
+    return sums

@@ -208,7 +208,7 @@ def dense_scores(candidates: Candidates, scores: NDArray[np.float32]) -> NDArray
     np.minimum.at(least, candidates.shopper, scores)
     dense = candidates.others / candidates.greatest_of_others[:, None]
     dense += (least - 2)[:, None]
-    dense[candidates.shopper, candidates.item] = scores
+    dense.ravel()[candidates.cell] = scores
     return dense
 
 
