@@ -165,6 +165,40 @@ def ndcg_at_k(recommended: Items, relevant: Truth, *, k: int) -> Figures:  # (B,
     return _ratio(slots @ discounts[: slots.shape[1]], best)
 
 
+def graded_ndcg_at_k(recommended: Items, gains: NDArray[np.number], *, k: int) -> Figures:  # (B, K), (B, V)
+    """Return NDCG at k with gains of any size: what the first k slots gain over the best possible list.
+
+    DCG@k as in `ndcg_at_k`, with gain(r) the gain of the item at rank r; nan where nothing gains anything.
+
+    The first user gains 2 at rank 2 and 1 was possible beside it: (2 / log2 3) / (2 / log2 2 + 1 / log2 3):
+
+    >>> shown = np.array([[4, 2, 7], [1, 3, -1]])
+    >>> gains = np.zeros((2, 10)); gains[0, 2], gains[0, 9], gains[1, 1] = 2, 1, 1
+    >>> graded_ndcg_at_k(shown, gains, k=3).round(4)
+    array([0.4796, 1.    ])
+    """
+    shown = recommended[:, :k]
+    gained = np.where(shown >= 0, np.take_along_axis(gains, np.maximum(shown, 0), axis=1), 0)
+    ideal = np.sort(gains, axis=1)[:, ::-1][:, :k]
+    discounts = 1 / np.log2(np.arange(2, k + 2))  # (k,)
+    return _ratio(gained @ discounts[: gained.shape[1]], ideal @ discounts[: ideal.shape[1]])
+
+
+def reciprocal_rank_at_k(recommended: Items, relevant: Truth, *, k: int) -> Figures:  # (B,)
+    """Return 1 over the rank of the first relevant item among the first k, 0 without one; the mean is MRR@k.
+
+    (Voorhees, TREC-8, 1999)
+
+    >>> shown = np.array([[4, 2, 7], [1, 3, -1]])
+    >>> wanted = Relevant.from_lists([[2, 9], [1]])
+    >>> reciprocal_rank_at_k(shown, wanted, k=3)
+    array([0.5, 1. ])
+    """
+    slots = hits(recommended, relevant)[:, :k]
+    found = np.where(slots.any(axis=1), 1 / (slots.argmax(axis=1) + 1), 0.0)
+    return np.where(_counts(relevant) > 0, found, np.nan)
+
+
 def map_at_k(recommended: Items, relevant: Truth, *, k: int) -> Figures:  # (B,)
     """Return the average precision over the first k slots; the mean over users is MAP@k.
 

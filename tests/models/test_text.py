@@ -6,7 +6,7 @@ import pytest
 from numpy.testing import assert_allclose
 
 from recflow.errors import TrainingError
-from recflow.models.text import title_vectors
+from recflow.models.text import USEM3, TextEncoder, title_vectors
 
 
 def test_titles_that_mean_the_same_lie_near() -> None:
@@ -36,3 +36,11 @@ def test_another_encoder_is_asked_by_its_name(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setitem(sys.modules, "sentence_transformers", SimpleNamespace(SentenceTransformer=Fake))
     vectors = title_vectors(["mug", None], encoder="some/model")
     assert_allclose(vectors, [[1 / 3**0.5] * 3, [0, 0, 0]], rtol=1e-6)
+
+
+def test_the_multilingual_encoder_puts_languages_side_by_side() -> None:
+    encoder = TextEncoder(USEM3)
+    gift, regalo, geschenk, umbrella, blank = encoder.vectors(["gift", "regalo", "Geschenk", "UMBRELLA", ""])
+    assert_allclose([np.linalg.norm(vector) for vector in (gift, regalo)], 1, rtol=1e-5)
+    assert min(gift @ regalo, gift @ geschenk) > 0.5 > max(umbrella @ regalo, umbrella @ geschenk)
+    assert not blank.any()
