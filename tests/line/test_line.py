@@ -18,6 +18,7 @@ from recflow.pipeline import DAILY, MODEL, replay
 from recflow.registry.versions import champion
 from recflow.runlog import read_records
 from recflow.schema import Days
+from recflow.searches import read_searches
 from recflow.serving.bundle import load_bundle
 from recflow.serving.feedback import EventLog, judge_events
 from recflow.settings import Settings, load_settings
@@ -211,10 +212,14 @@ def test_what_the_endpoint_took_is_in_the_next_days_events(own: Settings) -> Non
     raw = [
         {"event_id": "shown", "event_type": "impression", "user_id": "12346.0", "item_id": "22423", "position": 1},
         {"event_id": "bought", "event_type": "purchase", "user_id": "12346.0", "item_id": "22423", "quantity": 2},
+        {"event_id": "asked", "event_type": "search", "session_id": "s", "query": "Cake stand", "request_id": "r"},
+        {"event_type": "impression", "session_id": "s", "item_id": "85123A", "position": 1, "request_id": "r"},
+        {"event_type": "impression", "session_id": "s", "item_id": "22423", "position": 2, "request_id": "r"},
+        {"event_type": "click", "session_id": "s", "item_id": "22423", "position": 2, "request_id": "r"},
     ]
     rows, rejected = judge_events(raw, now=noon, max_future_seconds=300)
-    assert (len(rows), rejected) == (2, [])
-    assert EventLog(own).append(rows).accepted == 2
+    assert (len(rows), rejected) == (6, [])
+    assert EventLog(own).append(rows).accepted == 6
     for step in ("ingest", "validate"):
         ended = recflow(own, "run", step, "--start", str(LATER.start), "--end", str(day))
         assert ended.returncode == 0, ended.stderr
@@ -224,6 +229,9 @@ def test_what_the_endpoint_took_is_in_the_next_days_events(own: Settings) -> Non
     assert taken.loc["shown", "position"] == 1
     assert taken["event_timestamp"].eq(noon).all()
     assert (events["source"] == "online-retail").any()  # beside the shop's own
+    searched = read_searches(Storage(own), Days.one(day))
+    assert searched.searches["query"].tolist() == ["cake stand"]
+    assert searched.shown[["item_id", "level"]].to_numpy().tolist() == [["85123A", 0], ["22423", 1]]
 
 
 def test_the_odd_lines_are_all_in_the_feed(run: LineRun) -> None:

@@ -55,7 +55,13 @@ FAMILIES: Final = (
     _Family("Sports", "Nutrition", "protein powder|energy gels|electrolytes|recovery shake", 22, 20),
     _Family("Sports", "Outdoor", "water bottle|head torch|camping mug|dry bag", 20, 0, 170),
 )
+# What some shoppers call them first, in the same order; no item has these words.
 # fmt: off
+SLANG: Final = (
+    "java", "chinaware", "cuppa", "headscratchers", "kibble", "diggers", "suds", "mood lights",
+    "cosmetics", "jotters", "pooch nosh", "woollies", "diapers", "holiday togs", "pills", "ovenware",
+    "scrubbers", "pouffes", "munchies", "sowing", "stationers", "cuddlies", "gym fuel", "hiking",
+)
 BRANDS: Final = (
     "Alder", "Birchwood", "Calico", "Dunmore", "Elmfield", "Fenwick", "Garrow", "Hearth",
     "Inkwell", "Juniper", "Kestrel", "Larkspur", "Meadow", "Northgate", "Orchard", "Pippin",

@@ -1,9 +1,10 @@
 """What shoppers do in the simulated shop: visits, and within them events; columns of numbers, one row per event.
 
-A visit to browse: perhaps a search, a slate of items of one family (drawn by popularity: the shop doesn't personalize),
-impressions with their position and the slate's request_id, clicks that follow taste and position, each with a view,
-then carts and purchases that follow taste. A visit to restock: the staples that ran out, viewed, put in, bought. Some
-purchases come back within two weeks. All of a visit lies within its UTC day.
+A visit to browse: perhaps a search (after one by a word that the shop doesn't know, now and then), a slate of items of
+one family (drawn by popularity: the shop doesn't personalize), impressions with their position and the slate's
+request_id, clicks that follow taste and position, each with a view, then carts and purchases that follow taste. A visit
+to restock: the staples that ran out, viewed, put in, bought. Some purchases come back within two weeks. All of a visit
+lies within its UTC day.
 """
 
 from datetime import date
@@ -23,6 +24,8 @@ _CHECKOUT: Final = 1_200  # seconds after the start; by then every cart is fille
 _DRAWN, _SHOWN = 12, 10  # a slate has up to ten of the twelve drawn, no item twice
 _ANONYMOUS: Final = 0.12  # share of visits to browse that aren't signed in
 _SEARCHES: Final = 0.35
+_IN_VAIN: Final = 0.15  # of the searches come after one that found nothing
+_SOON: Final = 40  # seconds from that to the search that finds something
 _RETURNED: Final = 0.04
 _WEEKDAYS: Final = np.array([0.9, 0.9, 0.95, 1.0, 1.1, 1.25, 1.15])  # visits, Monday first
 _SEASON: Final = 1.5  # log of how much more a family is wanted at its peak than between the seasons
@@ -41,7 +44,7 @@ class Happened(NamedTuple):
     position: Ints  # 1-based
     quantity: Ints
     dwell: Ints  # seconds
-    query: Ints  # index of the family searched for
+    query: Ints  # index of the family searched for; from len(FAMILIES) on by its slang
     price_day: Ints  # the day whose price holds: a return gives back what was paid
 
     def only(self, chosen: NDArray[np.bool_]) -> "Happened":
@@ -71,6 +74,10 @@ def _browse(
     family = _draw_families(rng, catalogue, shoppers, user, start.timetuple().tm_yday + day)
     searched = _events("search", second=opened, user=user, is_anonymous=is_anonymous, visit=visits, query=family)
     searched = searched._replace(slate=visits).only(rng.random(len(user)) < _SEARCHES)
+    (own,) = rng.spawn(1)  # what else is drawn stays as it is
+    failed = searched.only(own.random(len(searched.second)) < _IN_VAIN)
+    earlier = np.maximum(failed.second - _SOON, failed.second // _DAY * _DAY)
+    failed = failed._replace(second=earlier, slate=len(user) + failed.slate, query=len(FAMILIES) + failed.query)
 
     items, is_shown = _draw_slates(rng, catalogue, family, day)  # (N, K)
     visit, slot = np.nonzero(is_shown)
@@ -93,7 +100,7 @@ def _browse(
         _as(shown, "add_to_cart", second=clicked + dwell, quantity=quantity, position=-1).only(is_put_in),
         _as(shown, "purchase", second=opened[visit] + _CHECKOUT, quantity=quantity, position=-1).only(is_bought),
     ]
-    return _joined([searched, shown, *steps]), len(user)
+    return _joined([failed, searched, shown, *steps]), len(user)
 
 
 def _restock(rng: np.random.Generator, shoppers: Shoppers, days: int, visits: int) -> Happened:

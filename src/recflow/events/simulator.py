@@ -22,6 +22,7 @@ from recflow.events.simulated_shop import (
     BRANDS,
     COUNTRIES,
     FAMILIES,
+    SLANG,
     Catalogue,
     Ints,
     Shoppers,
@@ -85,7 +86,7 @@ def _event_lines(events: Happened, catalogue: Catalogue, shoppers: Shoppers, *, 
     price = catalogue.prices[events.item, (events.price_day >= catalogue.price_day[events.item]).astype(np.int64)]
     is_priced = np.isin(events.kind, [KINDS.index(kind) for kind in ("view", "add_to_cart", "purchase", "return")])
     moment = pc.strftime(pa.array(midnight + events.second, pa.timestamp("s")), format="%Y-%m-%dT%H:%M:%S+00:00")
-    queries = pa.array([one.name.lower() for one in FAMILIES])
+    queries = pa.array([*(one.name.lower() for one in FAMILIES), *SLANG])
     user = np.where(events.is_anonymous == 1, -1, events.user)
     fields = {
         "event_id": _numbered("event-", np.arange(first, first + count)),
@@ -151,6 +152,8 @@ def _write_truth(folder: Path, catalogue: Catalogue, shoppers: Shoppers, seed: i
     facts: dict[str, Any] = {
         "formula": "preference(user, item) = dot(users.factors, items.factors); staples are bought every period",
         "factors": [*factors, "aversion to a high price"],
+        "looked_at": "1 / log2(1 + position) of a slate's impressions",
+        "slang": dict(zip(SLANG, families, strict=False)),
         "seed": seed,
     }
     write_json(folder / "truth.json", facts)

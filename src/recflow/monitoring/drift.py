@@ -5,6 +5,7 @@
         drift.html      Evidently's report, numbers as signed log1p
         drift.json      the same as JSON
         moved.png       the columns that moved furthest, where any did
+        searches.*      whether shoppers find what they search for, see `monitoring.searches`; not without searches
 
 On a shop too young for two windows nothing is compared: the verdict is ok, and says so.
 """
@@ -20,6 +21,7 @@ from recflow.monitoring.effects import measure
 from recflow.monitoring.picture import draw_moved
 from recflow.monitoring.samples import FEATURE_TABLES, Column, Sampler, Windows, choose_windows
 from recflow.monitoring.scores import candidate_model, champion_model, score_columns
+from recflow.monitoring.searches import report_searches
 from recflow.monitoring.verdict import Judgement, judge
 from recflow.schema import Days
 from recflow.settings import Settings
@@ -51,6 +53,7 @@ def watch_drift(until: date, champion: Release | None, settings: Settings) -> Ar
         draw_moved(columns, judgement.movements, folder / "moved.png")
         manifest |= _manifest(until, champion, windows, judgement, settings)
         manifest["sentences"] += [note] if note else []
+        manifest["searches"] = report_searches(until, champion, folder, settings)
     return Artifact(str(storage.folder("drift_reports", str(until))), manifest)
 
 

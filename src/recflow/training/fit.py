@@ -3,6 +3,7 @@
     candidates/<until>/
         encoder.json                    of user and item features, fitted on examples before the hold-out
         <candidate>/{holdout,release}/  what `Ranker.save` writes; a yardstick, which is never served, has no release
+        search/                         what is learned from searches, see `training.search`
 
 The sequence model is trained three times: once on the windows before the last one, which says after how many epochs
 to stop; then from scratch with that many epochs for either part. Windows of candidates, which the ranker learns from,
@@ -55,6 +56,8 @@ def train(until: date, settings: Settings, *, champion: Release | None = None) -
         MissingInput: the training set isn't there.
         TrainingError: there are too few windows to learn from.
     """
+    from recflow.training.search import learn_search
+
     storage = Storage(settings)
     training_set = TrainingSet.open(Path(storage.read_folder("training_sets", str(until)).uri))
     content = _key(training_set, settings.training)
@@ -79,6 +82,8 @@ def train(until: date, settings: Settings, *, champion: Release | None = None) -
                 shutil.copytree(work / name / part, folder / name / part)
         if engagement["trained"]:
             shutil.copytree(work / "engagement", folder / "engagement")
+        learned = learn_search(training_set, folder, settings)
+        log.info("%s", " ".join(learned["sentences"]))
         manifest |= {
             "until": str(until),
             "holdout_start": str(training_set.holdout_start),
@@ -90,6 +95,7 @@ def train(until: date, settings: Settings, *, champion: Release | None = None) -
             "settings": settings.training.model_dump(mode="json"),
             "candidates": {name: fitting.facts(name) for name in fitting.names},
             "engagement": engagement,
+            "search": learned,
             "privacy": fitting.privacy(),
         }
     shutil.rmtree(work)
