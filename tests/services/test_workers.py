@@ -131,6 +131,25 @@ async def test_what_one_worker_hears_of_the_stock_all_know_within_seconds(server
             await asyncio.sleep(0.05)
 
 
+@in_loop
+async def test_what_one_worker_hears_of_an_item_all_find_within_seconds(server: Server) -> None:
+    told, other = await one_to_each(server)
+
+    async def found(connection: Connection) -> bool:
+        answer = await connection.post("search", query="quokka lamp", k=5)
+        assert answer.status == 200
+        return any(item["item_id"] == "NEW" for item in answer.body["items"])
+
+    for is_active in (True, False):
+        lines = [{"item_id": "NEW", "title": "QUOKKA LAMP", "active": is_active}]
+        assert (await told.ask("PUT", "/v1/items", {"items": lines})).status == 200
+        assert await found(told) == is_active
+        deadline = asyncio.get_running_loop().time() + _SWAP_SECONDS
+        while await found(other) != is_active:
+            assert asyncio.get_running_loop().time() < deadline
+            await asyncio.sleep(0.05)
+
+
 # -- versions
 
 ASKED = [

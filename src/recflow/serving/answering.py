@@ -20,18 +20,20 @@ from recflow.serving.requests import (
     ListRequest,
     NewArrivalsRequest,
     PromotionsRequest,
+    SearchRequest,
     ShopperRequest,
     SimilarRequest,
     StoresRequest,
     TrendingRequest,
 )
+from recflow.serving.search.searching import search
 from recflow.serving.shopper import Shopper
 
 Answer = Any  # a typed dictionary of `answers`
 
 
 class Answerer:
-    """Answers calls for lists, stores and promotions. What waits together is answered together."""
+    """Answers calls for lists, stores, promotions and searches. What waits together is answered together."""
 
     def __init__(
         self,
@@ -46,6 +48,7 @@ class Answerer:
         self._for_shopper: dict[type[ListRequest], Callable[[Recommender, Any, Ranked, int], Answer]] = {
             BasketRequest: basket,
             NewArrivalsRequest: new_arrivals,
+            SearchRequest: search,
             StoresRequest: stores,
             PromotionsRequest: functools.partial(promotions, campaigns=campaigns),
         }

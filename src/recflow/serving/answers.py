@@ -99,6 +99,104 @@ class ItemsAnswer(TypedDict):
     explanation: NotRequired[Explanation]
 
 
+class FoundItem(TypedDict):
+    """One item of a search, in the order that was asked for."""
+
+    item_id: str
+    rank: int  # 1-based, over all pages
+    score: float  # unbounded; compare within one answer only
+    title: str | None
+    title_html: str | None  # safe to show as it is: escaped, with <mark> around what was found
+    highlights: list[list[int]]  # [start, end) of the title's parts that were found, in Unicode characters
+    price: float | None
+    currency: str | None
+    reason: Reason
+    score_parts: NotRequired[dict[str, float]]  # what each part adds to the score; with `explain`
+
+
+class Total(TypedDict):
+    """How many items were found."""
+
+    count: int
+    is_exact: bool  # false: at least so many
+
+
+class FacetValue(TypedDict):
+    """One value that items were found with; send it back in the filter of the facet's name."""
+
+    value: str
+    count: int  # of the items found under all filters but the facet's own
+
+
+class PriceRange(TypedDict):
+    """Prices that items were found with; both ends are prices of items."""
+
+    price_min: float
+    price_max: float
+    count: int
+
+
+class Facets(TypedDict):
+    """What the filters could be set to, the most frequent first; prices from low to high."""
+
+    categories: list[FacetValue]
+    brands: list[FacetValue]
+    prices: list[PriceRange]
+
+
+class SearchExplanation(TypedDict):
+    """How a search came about."""
+
+    read_as: list[list[str]]  # for each part of the query, the words that were looked for
+    candidates: int  # items that were compared
+    weights: dict[str, float]  # of the score's parts
+
+
+class SearchAnswer(TypedDict):
+    """What was found, and what was done to find it."""
+
+    request_id: str
+    model_version: str
+    as_of: str
+    fallback: Fallback | None
+    language: str | None  # the query's, as far as it can be told (ISO 639-1)
+    items: list[FoundItem]
+    total: Total
+    facets: Facets
+    did_you_mean: str | None  # what was searched for instead of the words as typed
+    relaxed: list[str]  # what was left out or changed to find something, in sentences
+    note: str | None  # why there are no items
+    next_page: str | None  # send it as `page`; null: this is the last
+    explanation: NotRequired[SearchExplanation]
+
+
+class Suggestion(TypedDict):
+    """How what was typed may go on."""
+
+    text: str
+    kind: Literal["query", "category", "product"]
+    highlights: list[list[int]]  # [start, end) of the text's parts that were typed, in Unicode characters
+    item_id: NotRequired[str]  # of a product
+
+
+class SuggestAnswer(TypedDict):
+    """Completions, best first."""
+
+    request_id: str
+    model_version: str
+    suggestions: list[Suggestion]
+
+
+class ItemsPutAnswer(TypedDict):
+    """What became of the lines; they are on disk."""
+
+    request_id: str
+    added: int  # items that the served catalogue doesn't have
+    changed: int
+    withdrawn: int
+    kept: int  # items that differ from the served catalogue, with those of earlier calls
+
+
 class Store(TypedDict):
     """A store whose offer fits the shopper."""
 

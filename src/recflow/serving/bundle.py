@@ -11,6 +11,7 @@
         vectors.safetensors       (V, D) titles as vectors
         cold.safetensors          what speaks for new items, see `models.cold_items`; only where there is enough to say
         index/                    what finds candidates, see `retrieval.dense`; only of a catalogue that is large enough
+        search/                   what finds items by words, see `search.part`
 
 No file is executed when it is read: JSON, Parquet, safetensors.
 """
@@ -41,6 +42,7 @@ from recflow.retrieval.dense import Index, load_index
 from recflow.schema import day_end
 from recflow.serving.catalogue import Codes, came_since, find_item, first_seen_days, price_levels
 from recflow.serving.probe import check_probe
+from recflow.serving.search.part import SearchPart
 from recflow.serving.tables import Tables
 
 FORMAT_VERSION = 2
@@ -61,6 +63,7 @@ class Bundle:
     vectors: NDArray[np.float32]  # (V, D) of length 1; zeros without a title
     cold: ColdItems | None = None  # None: new items are told by their titles alone
     index: Index | None = None  # None: every item is scored for every request
+    search: SearchPart | None = None  # None: the bundle was made without
 
     @property
     def until(self) -> date:
@@ -245,6 +248,7 @@ def read_bundle(folder: Path, facts: dict[str, Any]) -> Bundle:
         vectors = ranker.item_vectors(item_features)
         index = load_index(folder / "index", vectors, exact_below=facts["index"]["exact_below"])
     items = pq.ParquetFile(folder / "items.parquet").read()  # read_table imports datasets first: half a second
+    titles, search = read_arrays(folder / "vectors.safetensors")["vectors"], folder / "search"
     cold = folder / "cold.safetensors"
     return Bundle(
         folder=folder,
@@ -254,9 +258,10 @@ def read_bundle(folder: Path, facts: dict[str, Any]) -> Bundle:
         encoders=Encoders.load(folder / "encoder.json"),
         item_features=item_features,
         tables=Tables.load(folder / "tables.safetensors", facts["tables"]),
-        vectors=read_arrays(folder / "vectors.safetensors")["vectors"],
+        vectors=titles,
         cold=ColdItems.from_arrays(read_arrays(cold), n_items=len(items)) if cold.is_file() else None,
         index=index,
+        search=SearchPart.load(search, items, titles) if search.is_dir() else None,
     )
 
 

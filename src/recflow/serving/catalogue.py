@@ -1,6 +1,6 @@
 """Columns of the catalogue as numbers, so that a filter is a comparison of integers. V items, M names."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from functools import cached_property
@@ -67,6 +67,21 @@ class Codes:
             if name in self.code:
                 is_wanted[self.code[name] : self.ends[self.code[name]]] = True
         return is_wanted[self.of_item]
+
+    def changed(self, rows: Sequence[int], values: Sequence[str | None], *, is_tree: bool = False) -> Self:
+        """Return the same where some items have other values, new ones among them; null and empty are none."""
+        import pyarrow as pa
+
+        added = [value for value in values if value and value not in self.code]
+        own = self
+        if added:
+            column = pa.chunked_array([[*self.names, *added]], pa.string())
+            own = type(self).of_tree(column) if is_tree else type(self).of(column)
+            moved = np.array([*(own.code[name] for name in self.names), -1], dtype=np.int32)  # -1 stays -1
+            own = type(self)(moved[self.of_item], own.names, own.ends)
+        of_item = own.of_item.copy()
+        of_item[list(rows)] = [own.code[value] if value else -1 for value in values]
+        return type(self)(of_item, own.names, own.ends)
 
 
 def find_item(item_index: Mapping[str, int], item_id: str) -> int | None:

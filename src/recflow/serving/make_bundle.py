@@ -24,6 +24,8 @@ from recflow.serving.bundle import FACTS_FILE, FORMAT_VERSION, hash_files, load_
 from recflow.serving.catalogue import came_since, first_seen_days
 from recflow.serving.counting import build_tables
 from recflow.serving.probe import record_probe
+from recflow.serving.search.asked import popular_queries
+from recflow.serving.search.part import SearchPart
 from recflow.serving.tables import Tables
 from recflow.settings import ServingSettings, Settings
 from recflow.storage import Artifact, Manifest, Storage
@@ -68,8 +70,11 @@ def build_bundle(until: date, settings: Settings) -> Artifact:
             "metrics": verdict.get("metrics", {}),
             "verdict": {"passed": True, "sentences": verdict["sentences"], "rules": verdict.get("rules", [])},
             "tables": _write_arrays(training, folder, settings),
+            "text_encoder": settings.training.text_encoder,
         }
         _add_engagement(Path(trained.uri), verdict, folder, settings.serving)
+        if (learned := Path(trained.uri) / "search").is_dir():
+            shutil.copytree(learned, folder / "search", dirs_exist_ok=True)
         facts |= _write_index(training, folder, settings)
         facts = seal(folder, facts)
         manifest |= {key: facts[key] for key in ("until", "candidate", "model_class", "format_version", "metrics")}
@@ -119,6 +124,16 @@ def _write_arrays(training: TrainingSet, folder: Path, settings: Settings) -> di
     interactions = training.interactions()
     tables = tables_of(interactions, training.users["country"].to_numpy(), settings.serving)
     facts = tables.save(folder / "tables.safetensors")
+    (folder / "search").mkdir()
+    SearchPart.build(
+        items,
+        vectors,
+        popularity=tables.popularity_scores(None),
+        first_seen_day=first_seen_days(items["first_seen"]),
+        until=training.until,
+        language=settings.search.language,
+        queries=popular_queries(training.until, settings),
+    ).save(folder / "search")
     cold = _cold_items(training, tables, vectors, settings)
     if cold is not None:
         save_file(cold.arrays(), folder / "cold.safetensors")

@@ -20,7 +20,7 @@ from recflow.serving.answers import FallbackKind
 # The values of labels that are words of ours.
 STAGES = ("features", "retrieval", "rank", "rules", "reasons")
 REFUSALS = ("key", "scope", "rate", "origin")
-PARTS = ("model", "registry", "online_store", "events", "keys", "stock")  # what answers may have to do without
+PARTS = ("model", "registry", "online_store", "events", "keys", "stock", "items")  # what answers may have to do without
 EVENT_OUTCOMES = ("accepted", "duplicate", "rejected")
 SWAP_OUTCOMES = ("served", "refused")
 _FINE = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)  # seconds

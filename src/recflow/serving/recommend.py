@@ -43,6 +43,9 @@ from recflow.serving.online import Stored, is_stranger
 from recflow.serving.reasons import Evidence, explain
 from recflow.serving.requests import Filters, ItemRequest, ListRequest, ShopperRequest
 from recflow.serving.rules import Ask, Rules, Slate
+from recflow.serving.search.changes import Changes
+from recflow.serving.search.finder import Finder
+from recflow.serving.search.offer import Offer, offer_of
 from recflow.serving.shopper import Shopper
 from recflow.serving.weights import attribute_tables, contributions, engagement, weigh
 from recflow.settings import Settings
@@ -94,7 +97,8 @@ class Recommender:
 
         `observe` is told the seconds that each stage of a batch took.
         """
-        self.bundle = bundle
+        self.published = bundle  # as it was loaded
+        self.bundle = bundle  # with what was said of its items since
         self.version = version
         self.moments: Mapping[str, str | None] = {}  # when it was trained, published and promoted
         self.event_log = event_log
@@ -104,10 +108,44 @@ class Recommender:
         self.out_of_stock: Collection[str] = ()
         self.evidence = Evidence.of(bundle, settings.serving)
         self._search = search_of(bundle)
+        self.offer = offer_of(bundle, {})
+        self.changes: Changes = {}
+        self._finder: Finder | None = None
+        # What `shown` made last, and of what.
+        self._shown_since: tuple[Offer, Rules, Collection[str], tuple[Mask, Mask]] | None = None
 
     def set_out_of_stock(self, item_ids: Collection[str]) -> None:
         """Have these items, and no others, count as out of stock from the next list on; from any thread."""
         self.rules, self.out_of_stock = self.rules.with_out_of_stock(item_ids), item_ids
+
+    def set_changes(self, changes: Changes) -> None:
+        """Have what was said of items, and nothing else, hold from the next answer on; from one thread at a time."""
+        finder = self.finder.with_changes(changes)
+        bundle = finder.offer.bundle
+        names = [title or item_id for title, item_id in zip(bundle.titles, bundle.item_ids, strict=True)]
+        rules = Rules.of(bundle, self.settings.serving.rules).with_out_of_stock(self.out_of_stock)
+        self.bundle, self.rules, self.evidence = bundle, rules, replace(self.evidence, names=names)
+        self._finder, self.offer, self.changes = finder, finder.offer, changes
+
+    @property
+    def finder(self) -> Finder:
+        """Return what finds items by words; the first to ask waits until it is made."""
+        if self._finder is None:
+            self._finder = Finder.of(self.published, self.settings)
+        return self._finder
+
+    def shown(self, offer: Offer, *, in_stock: bool = True) -> Mask:  # (V + A,)
+        """Return which items the shop shows at all, those among them that the bundle doesn't have."""
+        rules, out = self.rules, self.out_of_stock
+        if not len(offer.added):
+            return rules.showable(in_stock=in_stock)
+        known = self._shown_since
+        if known is None or (known[0] is not offer or known[1] is not rules or known[2] is not out):
+            offered = offer.added.offered(rules.settings)
+            is_in = np.array([row["item_id"] not in out for row in offer.added.rows], dtype=bool)
+            masks = (offered, offered if rules.settings.show_out_of_stock else offered & is_in)
+            known = self._shown_since = (offer, rules, out, masks)
+        return np.concatenate([rules.showable(in_stock=in_stock), known[3][in_stock]])
 
     # -- what is known
 
@@ -412,8 +450,9 @@ class Recommender:
 
     def resolve(self, item_id: str) -> str:
         """Return the id as the catalogue writes it, or as it came where the catalogue doesn't know it."""
-        item = self.bundle.find(item_id)
-        return item_id if item is None else self.bundle.item_ids[item]
+        offer = self.offer
+        item = offer.find(item_id)
+        return item_id if item is None else offer.item_id(item)
 
     def item(self, item_id: str) -> int:
         """Return item_idx.

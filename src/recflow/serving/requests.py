@@ -10,6 +10,11 @@ MAX_K = 200
 MAX_SESSION_EVENTS = 100
 MAX_EVENTS = 1_000
 MAX_STOCK_LINES = 1_000
+MAX_ITEM_LINES = 1_000
+MAX_EVENT_QUERY = 512  # characters
+MAX_QUERY = 10_000  # characters; of a long one the first words are read
+MAX_PREFIX = 256
+MAX_SUGGESTIONS = 50
 MAX_FILTER_IDS = 1_000
 MAX_RERANK = 1_000
 MAX_CART = 100
@@ -76,6 +81,15 @@ _ANYWHERE = RequestContext()
 _NO_FILTERS = Filters()
 
 
+class Visitor(Strict):
+    """Who asks; with neither user nor session it may be anybody."""
+
+    user_id: Id | None = None
+    session_id: Id | None = None
+    session: list[SessionEvent] = Field(default=[], max_length=MAX_SESSION_EVENTS)  # newest last
+    context: RequestContext = Field(default_factory=lambda: _ANYWHERE)
+
+
 class ListRequest(Strict):
     """What every call for a list of items takes."""
 
@@ -87,12 +101,8 @@ class ListRequest(Strict):
     explain: bool = False  # say which rules did what, and what each item's score is made of
 
 
-class ShopperRequest(ListRequest):
+class ShopperRequest(ListRequest, Visitor):
     """A list for one shopper; with neither user nor session the answer is what is popular."""
-
-    user_id: Id | None = None
-    session_id: Id | None = None
-    session: list[SessionEvent] = Field(default=[], max_length=MAX_SESSION_EVENTS)  # newest last
 
 
 # -- calls
@@ -142,6 +152,26 @@ class CartOrderRequest(ShopperRequest):
 
     item_ids: list[Id] = Field(min_length=1, max_length=MAX_CART)
     k: int = Field(default=MAX_CART, ge=1, le=MAX_CART)
+
+
+PageToken = Annotated[str, StringConstraints(min_length=1, max_length=60_000, pattern=r"^[A-Za-z0-9_-]+$")]
+
+
+class SearchRequest(ShopperRequest):
+    """Ask for what a shopper means, in the order that this shopper wants; an empty query asks for all that is sold."""
+
+    query: str = Field(max_length=MAX_QUERY)
+    sort: Literal["relevance", "price_asc", "price_desc", "newest", "popular"] = "relevance"
+    page: Annotated[int, Field(ge=1, le=1_000_000)] | PageToken = 1  # a number, or `next_page` of the page before
+    placement: str = Field(default="search", pattern=r"^[a-z][a-z0-9_-]{0,31}$")
+    diversity: None = None  # the order is the search's own
+
+
+class SuggestRequest(Visitor):
+    """Ask how what was typed so far may go on."""
+
+    prefix: str = Field(max_length=MAX_PREFIX)
+    k: int = Field(default=10, ge=1, le=MAX_SUGGESTIONS)
 
 
 class TrendingRequest(ListRequest):
@@ -202,6 +232,27 @@ class StockRequest(Strict):
     items: list[StockLine] = Field(min_length=1, max_length=MAX_STOCK_LINES)
 
 
+class ItemLine(Strict):
+    """What is new of an item, or a new item; what isn't named stays as it was, null takes it away."""
+
+    item_id: Id
+    title: Name | None = None
+    description: str | None = Field(default=None, max_length=10_000)
+    category: Name | None = None  # coarse to fine, " > " between
+    brand: Name | None = None
+    price: float | None = Field(default=None, ge=0, le=1e9)
+    currency: str | None = Field(default=None, pattern=r"^[A-Z]{3}$")
+    image_uri: Annotated[str, StringConstraints(max_length=2_048, pattern=_TEXT)] | None = None
+    store_id: Id | None = None
+    active: bool = True  # false: withdrawn
+
+
+class ItemsRequest(Strict):
+    """Add, change or withdraw up to a thousand items."""
+
+    items: list[ItemLine] = Field(min_length=1, max_length=MAX_ITEM_LINES)
+
+
 class SwitchRequest(Strict):
     """Make a kept version the one that is served."""
 
@@ -221,7 +272,7 @@ class Event(Strict):
     unit_price: float | None = Field(default=None, ge=0, le=1e9)
     currency: str | None = Field(default=None, pattern=r"^[A-Z]{3}$")
     country: Country | None = None
-    query: str | None = Field(default=None, max_length=512)
+    query: str | None = Field(default=None, max_length=MAX_EVENT_QUERY)
     rating: float | None = Field(default=None, ge=1, le=5)
     dwell_seconds: float | None = Field(default=None, ge=0, le=86_400)
     position: int | None = Field(default=None, ge=1, le=10_000)

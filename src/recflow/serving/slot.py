@@ -11,7 +11,8 @@ from recflow.serving import metrics
 from recflow.serving.bundle import Bundle, load_bundle
 from recflow.serving.online import Stored
 from recflow.serving.recommend import Recommender
-from recflow.serving.requests import RecommendRequest, SessionEvent
+from recflow.serving.requests import RecommendRequest, SearchRequest, SessionEvent
+from recflow.serving.search.searching import search
 from recflow.storage import Release
 
 _RETRY_SECONDS = 60.0  # a refused version is looked at again: its files may be back; a load costs some seconds of CPU
@@ -141,6 +142,7 @@ class ModelSlot:
         request = RecommendRequest(session=[item], k=1)
         ranked = recommender.rank(recommender.shoppers([request], [Stored()]))
         recommender.answer([request], ranked, allowed=[None])
+        search(recommender, SearchRequest(query=recommender.bundle.titles[0] or ""), ranked, 0)
 
     def _served(self) -> str:
         return self.current.version if self.current else "nothing"

@@ -7,13 +7,14 @@ fsync, that they are good: see `commits`.
 """
 
 from recflow.serving.feedback.commits import erasures_folder, events_folder
-from recflow.serving.feedback.judging import field_path, judge_events
+from recflow.serving.feedback.judging import SOURCE, field_path, judge_events
 from recflow.serving.feedback.log import Appended, EventLog
 from recflow.serving.feedback.memory import HISTORY_TYPES, RecentEvent, to_us
 from recflow.serving.feedback.rewriting import rewrite_without
 
 __all__ = [
     "HISTORY_TYPES",
+    "SOURCE",
     "Appended",
     "EventLog",
     "RecentEvent",

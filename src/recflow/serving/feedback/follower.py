@@ -92,6 +92,12 @@ class Follower:
         with self._reading:
             return self._shoppers.shown(user_id, session_id, since_us)
 
+    def queries(self, user_id: str | None, session_id: str | None) -> list[str]:
+        """Return what a user or a session searched for lately, the newest first, each once."""
+        self.catch_up()
+        with self._reading:
+            return self._shoppers.queries(user_id, session_id)
+
     def newest_us(self, user_id: str) -> int | None:
         """Return when the newest thing known of a user happened (microseconds, UTC)."""
         with self._reading:

@@ -94,6 +94,10 @@ class EventLog:
         """Return how often each item was shown to a user or in a session, at or after a moment (microseconds, UTC)."""
         return self._follower.shown(user_id, session_id, since_us)
 
+    def queries(self, *, user_id: str | None = None, session_id: str | None = None) -> list[str]:
+        """Return what a user or a session searched for lately, the newest first, each once."""
+        return self._follower.queries(user_id, session_id)
+
     def catch_up(self) -> None:
         """Take in what any worker committed: what `recent` and `shown` do first. No news cost 0.1 us."""
         self._follower.catch_up()

@@ -5,7 +5,7 @@ stand in the order that they came in. A file may be read again from its start: w
 """
 
 from array import array
-from bisect import bisect_left, bisect_right
+from bisect import bisect_left, bisect_right, insort
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
@@ -20,6 +20,8 @@ from recflow.schema import HISTORY_EVENT_TYPES
 
 HISTORY_TYPES: Final = frozenset(HISTORY_EVENT_TYPES)  # what a model's history holds
 _IMPRESSION = "impression"
+_SEARCH = "search"
+_QUERIES_HELD = 10  # of a shopper, the newest: as many as a search box shows
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 _FRESH_IDS = 65_536  # so many are held as a set, 65 bytes each, before they go into the array
@@ -37,6 +39,7 @@ class Line(msgspec.Struct, gc=False):
     session_id: str | None = None
     item_id: str | None = None
     quantity: float | None = None  # pieces
+    query: str | None = None  # of a search
 
 
 class RecentEvent(NamedTuple):
@@ -75,8 +78,9 @@ class Shoppers:
             again: some may have been taken in before.
         """
         for line in lines:
-            is_shown = line.event_type == _IMPRESSION
-            if line.item_id is None or not (is_shown or line.event_type in HISTORY_TYPES):
+            is_shown, is_search = line.event_type == _IMPRESSION, line.event_type == _SEARCH
+            names_item = line.item_id is not None and (is_shown or line.event_type in HISTORY_TYPES)
+            if not names_item and not (is_search and line.query):
                 continue
             moment = (line.event_timestamp - _EPOCH) // _MICROSECOND
             user_id, session_id = line.user_id, line.session_id
@@ -85,7 +89,11 @@ class Shoppers:
             shoppers = [self._shopper("user", user_id)] if user_id is not None else []
             if session_id is not None:
                 shoppers.append(self._shopper("session", session_id))
-            item_id = intern(line.item_id)  # one string an item, however often it was shown
+            if is_search:
+                for shopper in shoppers:
+                    shopper.add_query(moment, line.query or "", user_id)
+                continue
+            item_id = intern(line.item_id or "")  # one string an item, however often it was shown
             if is_shown:
                 mark = hash(line.event_id)
                 for shopper in shoppers:
@@ -128,7 +136,10 @@ class Shoppers:
     def newest_us(self, user_id: str) -> int | None:
         """Return when the newest thing known of a user happened (microseconds, UTC)."""
         shopper = self._shoppers.get(("user", user_id))
-        return max((*shopper.times[-1:], *shopper.shown_times[-1:]), default=None) if shopper else None
+        if shopper is None:
+            return None
+        searched = [moment for moment, _, _ in shopper.queries[-1:]]
+        return max((*shopper.times[-1:], *shopper.shown_times[-1:], *searched), default=None)
 
     def recent(self, user_id: str | None, session_id: str | None) -> list[RecentEvent]:
         """Return the newest events of a user or of a session, oldest first, each once."""
@@ -137,6 +148,11 @@ class Shoppers:
             return list(found[0].events) if found else []
         events = {event.event_id: event for shopper in found for event in shopper.events}
         return sorted(events.values(), key=lambda event: event.timestamp_us)
+
+    def queries(self, user_id: str | None, session_id: str | None) -> list[str]:
+        """Return what a user or a session searched for lately, the newest first, each once."""
+        rows = [row for shopper in self._found(user_id, session_id) for row in shopper.queries]
+        return list(dict.fromkeys(query for _, query, _ in sorted(rows, key=lambda row: -row[0])))
 
     def shown(self, user_id: str | None, session_id: str | None, since_us: int) -> dict[str, int]:
         """Return how often each item was shown to a user or in a session, at or after a moment (microseconds, UTC)."""
@@ -178,7 +194,7 @@ class _Shopper:
     Impressions are columns, 32 bytes each: there are ten times as many as of all else.
     """
 
-    __slots__ = ("erasures", "events", "shown_items", "shown_marks", "shown_times", "shown_users", "times")
+    __slots__ = ("erasures", "events", "queries", "shown_items", "shown_marks", "shown_times", "shown_users", "times")
 
     def __init__(self, erasures: int) -> None:
         self.erasures = erasures  # so many rounds of erasures have been applied
@@ -188,10 +204,11 @@ class _Shopper:
         self.shown_marks = array("q")  # hashes of the event ids
         self.shown_items: list[str] = []
         self.shown_users: list[str | None] = []
+        self.queries: list[tuple[int, str, str | None]] = []  # moment, text, whose; by moment
 
     @property
     def is_empty(self) -> bool:
-        return not self.times and not self.shown_times
+        return not self.times and not self.shown_times and not self.queries
 
     def add_event(self, event: RecentEvent, limit: int) -> None:
         moment = event.timestamp_us
@@ -211,6 +228,11 @@ class _Shopper:
         if len(times) > limit:
             del times[0], self.shown_marks[0], self.shown_items[0], self.shown_users[0]
 
+    def add_query(self, moment: int, query: str, user_id: str | None) -> None:
+        if (moment, query, user_id) not in self.queries:
+            insort(self.queries, (moment, query, user_id), key=lambda row: row[0])
+            del self.queries[:-_QUERIES_HELD]
+
     def was_shown(self, moment: int, mark: int) -> bool:
         times = self.shown_times
         return mark in self.shown_marks[bisect_left(times, moment) : bisect_right(times, moment)]
@@ -219,6 +241,7 @@ class _Shopper:
         if not erased.keys().isdisjoint([event.user_id for event in self.events]):
             self.events = [event for event in self.events if not _is_erased(event.user_id, event.timestamp_us, erased)]
             self.times = [event.timestamp_us for event in self.events]
+        self.queries = [row for row in self.queries if not _is_erased(row[2], row[0], erased)]
         if erased.keys().isdisjoint(self.shown_users):
             return
         columns = zip(self.shown_times, self.shown_marks, self.shown_items, self.shown_users, strict=True)

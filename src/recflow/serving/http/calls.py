@@ -15,16 +15,22 @@ from recflow.serving.answers import (
     BatchPartAnswer,
     EventsAnswer,
     ItemAnswer,
+    ItemsPutAnswer,
     ModelAnswer,
+    SearchAnswer,
     StockAnswer,
+    SuggestAnswer,
     new_request_id,
 )
-from recflow.serving.feedback import judge_events
+from recflow.serving.feedback import SOURCE, judge_events
 from recflow.serving.http.problems import MAX_ERRORS, Problem, field_error, parse_object
 from recflow.serving.http.routes import Call, Route
 from recflow.serving.placements.items import item_facts
 from recflow.serving.recommend import UnknownItem
-from recflow.serving.requests import BatchPart
+from recflow.serving.requests import MAX_EVENT_QUERY, BatchPart, SearchRequest
+from recflow.serving.search.changes import TooManyChanges
+from recflow.serving.search.pages import BadPage
+from recflow.serving.search.suggesting import suggest as suggested
 from recflow.serving.stock import TooManyOutOfStock
 
 if TYPE_CHECKING:
@@ -70,6 +76,48 @@ def _hide_user(shop: "Shop", call: Call) -> None:
 async def ask(shop: "Shop", call: Call) -> Any:
     """Answer a call for a list, together with those that wait at the same time."""
     return await shop.answering.ask(call)
+
+
+async def search(shop: "Shop", call: Call) -> SearchAnswer:
+    """Answer a search; the first page of each is an event, which nobody waits for."""
+    try:
+        answer: SearchAnswer = await shop.answering.ask(call)
+    except BadPage as error:
+        raise Problem(422, "The page can't be taken.", errors=[field_error("page", str(error))]) from None
+    request: SearchRequest = call.body
+    is_known = request.user_id is not None or request.session_id is not None
+    if is_known and request.page == 1 and request.query.strip() and shop.settings.search.log_searches:
+        shop.in_background(_keep_search(shop, call))
+    return answer
+
+
+async def _keep_search(shop: "Shop", call: Call) -> None:
+    """Write a search down as an event that what was shown and clicked joins by the request id."""
+    request: SearchRequest = call.body
+    row = {
+        "event_id": f"search-{call.request_id}",
+        "event_timestamp": call.received.isoformat(timespec="microseconds"),
+        "event_type": "search",
+        "user_id": request.user_id,
+        "session_id": request.session_id,
+        "country": request.context.country,
+        "query": request.query[:MAX_EVENT_QUERY],
+        "request_id": call.request_id,
+        "source": SOURCE,
+    }
+    try:
+        await shop.event_log.append_async([{name: value for name, value in row.items() if value is not None}])
+    except OSError as error:
+        shop.note_events(error.strerror or type(error).__name__)
+
+
+async def suggest(shop: "Shop", call: Call) -> SuggestAnswer:
+    """Say how what was typed may go on."""
+    recommender = shop.recommender()
+    shopper = None
+    if call.body.user_id is not None or call.body.session_id is not None or call.body.session:
+        (shopper,) = await shop.answerer.shoppers([call.body], recommender)
+    return suggested(recommender, call.body, shopper)
 
 
 async def events(shop: "Shop", call: Call) -> EventsAnswer:
@@ -125,8 +173,25 @@ async def put_stock(shop: "Shop", call: Call) -> StockAnswer:
     except (OSError, RecflowError) as error:
         raise Problem(503, "The stock can't be kept just now; nothing was taken.", retry_after="5") from error
     current = shop.slot.current
-    unknown = [] if current is None else [item_id for item_id in said if current.bundle.find(item_id) is None]
+    unknown = [] if current is None else [item_id for item_id in said if current.offer.find(item_id) is None]
     return StockAnswer(request_id=call.request_id, out_of_stock=out_of_stock, unknown_item_ids=unknown)
+
+
+async def put_items(shop: "Shop", call: Call) -> ItemsPutAnswer:
+    """Take what is new of items; it is on disk, and this worker's answers follow it, before the answer."""
+    lines = [line.model_dump(exclude_unset=True) for line in call.body.items]
+    current = shop.slot.current
+    known = [current is not None and current.bundle.find(line["item_id"]) is not None for line in lines]
+    try:
+        kept = await shop.in_thread(shop.put_items, lines)
+    except TooManyChanges as error:
+        raise Problem(422, str(error), errors=[field_error("items", "too many")]) from error
+    except (OSError, RecflowError) as error:
+        raise Problem(503, "The items can't be kept just now; none was taken.", retry_after="5") from error
+    withdrawn = sum(line.get("active") is False for line in lines)
+    changed = sum(is_known and line.get("active") is not False for is_known, line in zip(known, lines, strict=True))
+    added = len(lines) - withdrawn - changed
+    return ItemsPutAnswer(request_id=call.request_id, added=added, changed=changed, withdrawn=withdrawn, kept=kept)
 
 
 _REPLAY_SECONDS = 86_400.0  # what a shop sends a day late says nothing of how it sends

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Any, NamedTuple, ParamSpec, TypeVar
@@ -27,6 +27,8 @@ from recflow.serving.http.tracing import Tracer
 from recflow.serving.online import OnlineStore
 from recflow.serving.placements.campaigns import CampaignCatalogue
 from recflow.serving.recommend import Recommender
+from recflow.serving.search.changes import ItemChanges
+from recflow.serving.search.offer import held
 from recflow.serving.slot import ModelSlot
 from recflow.serving.stock import Stock
 from recflow.settings import Settings
@@ -85,8 +87,10 @@ class Shop:
         )
         self.campaigns = CampaignCatalogue(settings)
         self.stock = Stock(settings)
+        self.changes = ItemChanges(settings)
         self._stock_trouble: str | None = None
-        self._following_stock = threading.Lock()
+        self._items_trouble: str | None = None
+        self._following = threading.Lock()
         self.answerer = Answerer(self.store, self.campaigns, observe=self._observe)
         self._stages: list[tuple[str, float, int]] = []  # of the batch that is worked on
         self.slot = ModelSlot(
@@ -99,6 +103,7 @@ class Shop:
         self.is_draining = False
         # One thread: what blocks waits for its turn here and not in the loop.
         self._thread = ThreadPoolExecutor(1, "shop")
+        self._beside: set[asyncio.Task[None]] = set()  # held: the loop itself only knows tasks weakly
 
     # -- what calls use
 
@@ -125,6 +130,12 @@ class Shop:
     async def in_thread(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run what blocks off the loop."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, lambda: function(*args, **kwargs))
+
+    def in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run what nobody waits for but the worker's end."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._beside.add(task)
+        task.add_done_callback(self._beside.discard)
 
     async def ask_registry(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run what asks the registry off the loop.
@@ -167,6 +178,10 @@ class Shop:
         made = Recommender(bundle, self.settings, version=version, event_log=self.event_log, observe=self._observe)
         with contextlib.suppress(RecflowError):  # said by `follow_stock`
             made.set_out_of_stock(self.stock.out())
+        with contextlib.suppress(RecflowError), self._following:  # said by `follow_items`
+            changes = self.changes.all()
+            if changes:
+                made.set_changes(changes)
         return made
 
     # -- stock; for threads
@@ -189,7 +204,7 @@ class Shop:
         Raises:
             RecflowError: what is kept can't be read; what was known before holds on.
         """
-        with self._following_stock:  # or an older look could end last
+        with self._following:  # or an older look could end last
             current = self.slot.current
             try:
                 out = self.stock.out()
@@ -199,6 +214,42 @@ class Shop:
             self._stock_trouble = None
             if current is not None and current.out_of_stock is not out:
                 current.set_out_of_stock(out)
+
+    # -- items; for threads
+
+    def put_items(self, lines: Sequence[Mapping[str, Any]]) -> int:
+        """Take what is new of items; return how many differ from the served catalogue. This worker's answers know.
+
+        Raises:
+            OSError: it can't be kept.
+            RecflowError: what is kept can't be read, or there would be too much of it.
+        """
+        current = self.slot.current
+        if current is None:
+            self.changes.put(lines)
+            with self._following:
+                return len(self.changes.all())
+        resolved = [{**line, "item_id": current.resolve(line["item_id"])} for line in lines]
+        self.changes.put(resolved, held=lambda changes: held(changes, current.published))
+        self.follow_items()
+        return len(current.offer.changed)
+
+    def follow_items(self) -> None:
+        """Have the version in force know what was said of items, whichever worker was told.
+
+        Raises:
+            RecflowError: what is kept can't be read; what was known before holds on.
+        """
+        with self._following:
+            current = self.slot.current
+            try:
+                changes = self.changes.all()
+            except RecflowError:
+                self._items_trouble = "what was said of items can't be read; the last that was known holds on"
+                raise
+            self._items_trouble = None
+            if current is not None and current.changes is not changes and (changes or current.changes):
+                current.set_changes(changes)
 
     # -- how it is
 
@@ -226,6 +277,7 @@ class Shop:
             "events": self.events_trouble and f"events can't be kept: {self.events_trouble}",
             "keys": self.keys.trouble,
             "stock": self._stock_trouble,
+            "items": self._items_trouble,
         }
         for part, why in troubles.items():
             metrics.DEGRADED.labels(part).set(why is not None)
@@ -254,6 +306,7 @@ class Shop:
 
     async def aclose(self) -> None:
         """Finish what is being written."""
+        await asyncio.gather(*self._beside)
         await self.in_thread(self.event_log.close)
         await self.store.aclose()
         self._thread.shutdown()

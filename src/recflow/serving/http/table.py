@@ -3,7 +3,7 @@
 Documentation, checks of keys, limits and input, metrics, the parts of /v1/batch: all follow from the table.
 """
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from pydantic import BaseModel
@@ -22,6 +22,7 @@ def _list(
     summary: str,
     *,
     answer: type = answers.ItemsAnswer,
+    handler: Callable[..., Awaitable[Any]] = calls.ask,
     **examples: Mapping[str, Any],
 ) -> Route:
     """Return the entry of a call that is answered together with those that wait at the same time."""
@@ -32,7 +33,7 @@ def _list(
         scope="storefront",
         request=request,
         answer=answer,
-        handler=calls.ask,
+        handler=handler,
         summary=summary,
         examples={title.replace("_", " "): body for title, body in examples.items()},
     )
@@ -120,6 +121,24 @@ def _lists() -> tuple[Route, ...]:
             a_known_customer=_SHOPPER,
             on_a_day={"user_id": "17850.0", "context": {"time": "2011-12-01T10:00:00Z"}},
         ),
+        _list(
+            "search",
+            requests.SearchRequest,
+            "What a shopper means by a query, in the order that this shopper wants.",
+            answer=answers.SearchAnswer,
+            handler=calls.search,
+            a_known_customer=_SHOPPER | {"query": "red tea pot"},
+            filtered_and_sorted={"query": "tea lover's present", "filters": {"price_max": 5}, "sort": "price_asc"},
+            explained={"query": "regalo para mama", "k": 3, "explain": True},
+        ),
+        _list(
+            "suggest",
+            requests.SuggestRequest,
+            "How what was typed so far may go on: queries, categories, products.",
+            answer=answers.SuggestAnswer,
+            handler=calls.suggest,
+            three_letters={"prefix": "tea", "k": 5},
+        ),
     )
 
 
@@ -201,6 +220,26 @@ def _feedback() -> tuple[Route, ...]:
             handler=calls.put_stock,
             summary="Say of up to 1,000 items whether they are in stock; every worker follows within seconds.",
             examples={"sold out": {"items": [{"item_id": "85123A", "in_stock": False}]}},
+        ),
+        Route(
+            name="put_items",
+            method="PUT",
+            path="/v1/items",
+            scope="ingest",
+            request=requests.ItemsRequest,
+            answer=answers.ItemsPutAnswer,
+            handler=calls.put_items,
+            summary="Add, change or withdraw up to 1,000 items; every worker follows within seconds.",
+            examples={
+                "a new item and a new price": {
+                    "items": [
+                        {"item_id": "T-1", "title": "RED TEAPOT", "category": "kitchen > tea", "price": 9.95,
+                         "currency": "GBP"},
+                        {"item_id": "85123A", "price": 2.55},
+                    ]
+                },
+                "withdrawn": {"items": [{"item_id": "22423", "active": False}]},
+            },
         ),
         Route(
             name="batch",

@@ -52,6 +52,7 @@ class Watcher:
                     shop.store.follow,
                     shop.event_log.follow,
                     shop.follow_stock,
+                    shop.follow_items,
                     metrics.forget_dead_workers,
                     shop.show_state,
                 ):

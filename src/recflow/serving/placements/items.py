@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from recflow.serving.answers import Fallback, ItemAnswer, ItemsAnswer, Reason, new_request_id
 from recflow.serving.bundle import Bundle
 from recflow.serving.placements.general import bought_too, general_reasons, name_of
-from recflow.serving.recommend import Recommender
+from recflow.serving.recommend import Recommender, UnknownItem
 from recflow.serving.requests import AlsoBoughtRequest, SimilarRequest
 
 _HALF_TRUSTED = 10.0  # customers whose behaviour weighs half of what that of very many does
@@ -108,11 +108,13 @@ def item_facts(recommender: Recommender, item_id: str) -> ItemAnswer:
     Raises:
         UnknownItem: the catalogue has no such item.
     """
-    item, bundle = recommender.item(item_id), recommender.bundle
-    tables = bundle.tables
-    row = bundle.items.slice(item, 1).to_pylist()[0]
-    first_day = int(tables.first_sold_day[item])
-    is_habit = tables.reorder_customers[item] >= recommender.settings.serving.min_customers_together
+    item, bundle = recommender.offer.find(item_id), recommender.bundle
+    if item is None:
+        raise UnknownItem(item_id)
+    tables, row = bundle.tables, recommender.offer.row(item)
+    is_sold = item < len(bundle.item_ids)  # else it was added since the bundle was made: nothing is counted yet
+    first_day = int(tables.first_sold_day[item]) if is_sold else -1
+    is_habit = is_sold and tables.reorder_customers[item] >= recommender.settings.serving.min_customers_together
     return ItemAnswer(
         request_id=new_request_id(),
         model_version=recommender.version,
@@ -125,10 +127,10 @@ def item_facts(recommender: Recommender, item_id: str) -> ItemAnswer:
         currency=row["currency"],
         image_uri=row["image_uri"],
         store_id=row["store_id"],
-        is_offered=bool(bundle.is_active[item]),
-        in_stock=recommender.rules.is_in_stock(item),
-        customers=int(tables.customers[item]),
-        customers_recently=int(tables.popularity[item]),
+        is_offered=row["active"] is not False,
+        in_stock=recommender.rules.is_in_stock(item) if is_sold else row["item_id"] not in recommender.out_of_stock,
+        customers=int(tables.customers[item]) if is_sold else 0,
+        customers_recently=int(tables.popularity[item]) if is_sold else 0,
         first_sold=str(date(1970, 1, 1) + timedelta(days=first_day)) if first_day >= 0 else None,
         reorder_days=round(float(tables.reorder_days[item])) if is_habit else None,
     )
