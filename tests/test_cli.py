@@ -32,7 +32,7 @@ VERBS = [
     ["features"], ["features", "list"], ["bench"], ["bench", "daily"],
     ["bench", "serve"], ["bench", "retrieval"], ["bench", "sequences"], ["bench", "retail"],
     ["bench", "ablation"], ["bench", "cold"], ["bench", "incremental"], ["bench", "scale"],
-    ["bench", "train"], ["tune"],
+    ["bench", "train"], ["tune"], ["search"], ["search", "compare"], ["bench", "search"],
 ]  # fmt: skip
 
 HISTORY = 9  # days with events before the day that goes wrong: more than the volume rule's week

@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from recflow.bench import ablation, retail
+from recflow.bench import ablation, retail, search_speed
 from recflow.bench.retail import Judged, bench_retail, clustered_mean, summarize
+from recflow.bench.search import bench_search
 from recflow.cli import app
 from recflow.errors import FeedError
 from recflow.settings import Settings, load_settings
@@ -270,3 +271,23 @@ def test_the_same_shoppers_again_tell_nothing_more(values: list[float], times: i
     users = np.array([f"u{i}" for i in range(len(values))])
     once = clustered_mean(np.array(values), users)
     assert clustered_mean(np.tile(values, times), np.tile(users, times)) == pytest.approx(once, abs=1e-9)
+
+
+def test_search_is_measured_with_and_without_the_shopper(
+    report: dict[str, Any], feed: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search_speed, "alone", lambda work, *arguments: work(*arguments))  # here: a process costs 2 s
+    monkeypatch.setattr(search_speed, "_TIMED", 20)
+    settings = load_settings(home=home, training=SMALL)
+    until, file = CUTOFFS[0] + timedelta(days=4), home.parent / "out" / "search.json"
+    found = bench_search(feed, settings, until=until, sizes=[50], json_path=file)
+    every, new = (row for row in found["personal"] if row["figure"] == "ndcg_at_10")
+    # Everything is called ITEM NUMBER so-and-so, and shoppers keep to a quarter of it.
+    assert every["ratio"] > 1.5
+    assert every["low"] > 1
+    assert every["n"] >= new["n"]
+    (speed,) = found["speed"]
+    assert speed["items"] == 50
+    assert 0 < speed["p50_cpu_ms"] <= speed["p99_cpu_ms"] <= speed["max_cpu_ms"]
+    assert speed["index_mb"] > 0
+    assert json.loads(file.read_text())["personal"] == found["personal"]

@@ -6,11 +6,13 @@ Screenshots of the visits are kept in `var/screenshots/`.
 import json
 import os
 import re
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -235,6 +237,199 @@ def test_the_list_that_is_shown_is_reported_with_its_places(visit: Visit, shop: 
     assert [event["position"] for event in events] == list(range(1, 13))
     assert {event["event_type"] for event in events} == {"impression"}
     assert {event["request_id"] for event in events} == {page.locator("#fact-request").get_attribute("title")}
+
+
+# -- search
+
+
+HOSTILE = "TEAPOT <img src=x onerror=alert(1)> & <b>bold</b>"
+
+
+@pytest.fixture(scope="module")
+def teapots(shop: Shop) -> dict[str, dict[str, Any]]:
+    """Return thirty teapots that the shop has just got, and one whose title isn't meant well, by id."""
+    rows = [
+        {"item_id": f"T{at}", "title": f"{('RED', 'BLUE', 'GREEN')[at % 3]} TEAPOT {at}", "brand": f"Potter {at % 3}",
+         "category": ("Kitchen > Tea", "<b>Gifts</b>")[at % 2], "price": 1.0 + at, "currency": "GBP"}
+        for at in range(30)
+    ]  # fmt: skip
+    rows.append(rows[0] | {"item_id": "T30", "title": HOSTILE, "price": 31.0})
+    httpx.put(f"{shop.server.url}/v1/items", json={"items": rows}).raise_for_status()
+    deadline = time.monotonic() + 15
+    while (
+        httpx.post(f"{shop.server.url}/v1/search", json={"query": "teapot"}).json()["total"]["count"] < len(rows)
+        and time.monotonic() < deadline
+    ):
+        time.sleep(0.05)
+    return {row["item_id"]: row for row in rows}
+
+
+def search(page: Page, query: str) -> None:
+    page.get_by_role("combobox", name="Search").fill(query)
+    page.get_by_role("search").get_by_role("button", name="Search").click()
+    expect(page.locator("#results")).to_have_attribute("aria-busy", "false")
+
+
+def found(page: Page) -> list[str]:
+    return page.locator("#found > .card").evaluate_all("cards => cards.map(card => card.dataset.item)")
+
+
+def test_what_is_searched_for_is_read_right_marked_narrowed_sorted_and_paged(
+    visit: Visit, teapots: dict[str, dict[str, Any]]
+) -> None:
+    page, cards = visit.enter(), visit.page.locator("#found > .card")
+    with page.expect_request("**/v1/search") as asked:
+        search(page, "taepot")
+    assert (asked.value.post_data_json["query"], asked.value.post_data_json["user_id"]) == ("taepot", CUSTOMER)
+    expect(page.locator("#results-title")).to_be_focused()
+    expect(page.locator("#corrected")).to_have_text("Did you mean teapot? That is what is shown.")
+    expect(page.locator("#results-note")).to_contain_text("31 products")
+    expect(page.locator("#home")).to_be_hidden()
+    expect(cards).to_have_count(24)
+    assert {mark.lower() for mark in cards.locator(".card-title mark").all_inner_texts()} == {"teapot"}
+    shot(page, "desktop-search")
+
+    page.get_by_role("button", name="Show more").click()
+    expect(cards).to_have_count(31)
+    expect(cards.nth(24).locator(".card-title")).to_be_focused()
+    expect(page.locator("#more")).to_be_hidden()
+    assert sorted(found(page)) == sorted(teapots)
+
+    # What a facet says is what is left; it narrows, and can be given up.
+    facet = page.locator(".facet", has_text="<b>Gifts</b>")
+    expect(facet.locator(".facet-count")).to_have_text("15")
+    facet.click()
+    expect(page.locator("#results-note")).to_contain_text("15 products")
+    expect(facet).to_be_focused()
+    page.get_by_label("Sort by").select_option("price_desc")
+    expect(cards.first).to_have_attribute("data-item", "T29")
+    assert found(page) == [f"T{at}" for at in range(29, 0, -2)]
+    page.get_by_role("list", name="Price").get_by_role("button").last.click()
+    expect(page.locator("#results-note")).not_to_contain_text("15 products")
+    prices = page.locator(".facet[aria-pressed=true]", has_text=" to ").locator(".facet-name").inner_text()
+    low, high = (float(text.removeprefix("£")) for text in prices.split(" to "))
+    assert [teapots[item]["price"] for item in found(page)] == [
+        1.0 + at for at in range(29, 0, -2) if low <= 1.0 + at <= high
+    ]
+    page.get_by_role("button", name="Clear the filters").click()
+    expect(cards).to_have_count(24)
+
+    # For another customer it is searched anew; the address says what was searched for.
+    with page.expect_request("**/v1/search") as asked:
+        page.get_by_role("button", name="New visitor").click()
+    assert "user_id" not in asked.value.post_data_json
+    expect(page.locator("#results-changes")).to_contain_text("As a new visitor")
+    page.go_back()
+    expect(visit.cards.first).to_be_visible()
+    page.go_forward()
+    expect(page.locator("#results-title")).to_have_text("Results for “taepot”")
+    page.get_by_role("button", name="Back to the shop").click()
+    expect(page.locator("#home-title")).to_be_focused()
+
+
+def test_what_was_found_seen_clicked_and_bought_is_told_with_its_search(visit: Visit) -> None:
+    page = visit.enter("/?customer=12351.0")
+    with page.expect_request("**/v1/events") as reported:
+        search(page, "item number")
+    seen, search_id = reported.value.post_data_json["events"], page.locator("#fact-request").get_attribute("title")
+    assert [(event["item_id"], event["position"]) for event in seen] == [
+        (item, place) for place, item in enumerate(found(page), start=1)
+    ]
+    assert {(event["event_type"], event["request_id"]) for event in seen} == {("impression", search_id)}
+
+    third = found(page)[2]
+    with page.expect_request("**/v1/events") as reported:
+        page.locator("#found .card-title").nth(2).click()
+    (clicked,) = reported.value.post_data_json["events"]
+    assert (clicked["event_type"], clicked["item_id"]) == ("click", third)
+    assert (clicked["position"], clicked["request_id"]) == (3, search_id)
+    # Why it was found, and what its score is made of.
+    expect(page.locator("#product-reason")).to_contain_text('"number"')
+    expect(page.locator("#product-why .bar-label").first).to_have_text("Its words")
+    page.get_by_role("dialog").get_by_role("button", name="Add to cart", exact=True).click()
+    page.keyboard.press("Escape")
+    with page.expect_request(lambda request: "purchase" in (request.post_data or "")) as reported:
+        page.get_by_role("button", name=re.compile("^Buy 1 product")).click()
+    (bought,) = reported.value.post_data_json["events"]
+    assert (bought["item_id"], bought["position"], bought["request_id"]) == (third, 3, search_id)
+
+
+@pytest.mark.parametrize("visit", [{"size": "phone", "color_scheme": "dark"}], indirect=True, ids=["phone-dark"])
+def test_the_search_box_is_a_combobox_for_the_keyboard(visit: Visit, teapots: Any) -> None:
+    page = visit.enter()
+    box, options = page.get_by_role("combobox", name="Search"), page.locator("#suggestions").get_by_role("option")
+    box.focus()
+    page.keyboard.type("item nu")
+    expect(options.first).to_be_visible()
+    expect(box).to_have_attribute("aria-expanded", "true")
+    assert page.evaluate(CHECKS) == FINE
+    shot(page, "phone-suggest")
+    page.keyboard.press("ArrowDown")
+    expect(box).to_have_value(options.first.locator(".option-text").inner_text())
+    expect(options.first).to_have_attribute("aria-selected", "true")
+    assert box.get_attribute("aria-activedescendant") == options.first.get_attribute("id")
+    page.keyboard.press("ArrowUp")
+    expect(box).to_have_value("item nu")
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("Escape")
+    expect(options).to_have_count(0)
+    expect(box).to_have_value("item nu")
+    expect(box).to_have_attribute("aria-expanded", "false")
+    # What is typed after an arrow key is what Enter searches for.
+    page.keyboard.press("ArrowDown")
+    expect(options.first).to_be_visible()
+    page.keyboard.press("ArrowDown")
+    page.keyboard.type(" 7")
+    page.keyboard.press("Enter")
+    expect(page.locator("#results-title")).to_have_text(re.compile("^Results for .* 7”$"))
+    expect(page.locator("#found .card").first).to_be_visible()
+    expect(options).to_have_count(0)
+    # A product is opened.
+    box.fill("red teap")
+    options.filter(has_text="product").first.click()
+    expect(page.locator("#product-price")).to_contain_text("£")
+    page.keyboard.press("Escape")
+    search(page, "teapot")
+    page.locator("#filters summary").click()
+    assert page.evaluate(CHECKS) == FINE
+    assert no_scrolling_sideways(page)
+    shot(page, "phone-search")
+    # What is new is similar to nothing yet, and Chromium notes the answers that say so.
+    visit.complaints = [each for each in visit.complaints if "404" not in each]
+
+
+def test_a_query_and_a_title_are_text_whatever_they_look_like(visit: Visit, teapots: Any) -> None:
+    page, hostile = visit.page, '"><img src=x onerror=alert(1)> teapot'
+    page.goto(f"/?customer={CUSTOMER}&q={quote(hostile)}")
+    expect(page.locator("#results-title")).to_have_text(f"Results for “{hostile}”")
+    title = page.locator("#found .card-title", has_text="onerror")
+    assert title.first.inner_text() == HOSTILE
+    page.get_by_role("combobox", name="Search").fill("teapot <im")
+    expect(page.locator("#suggestions").get_by_role("option").first).to_be_visible()
+    assert page.locator("#results img, #results b, #suggestions img, #suggestions b").count() == 0
+    search(page, "*:* OR (price:[0 TO 9] \\ .*.*.*)" + "~" * 200)
+    expect(page.locator("#trouble")).to_be_hidden()
+
+
+def test_an_empty_or_failed_search_says_so_and_how_to_go_on(visit: Visit, teapots: Any) -> None:
+    page = visit.page
+    page.goto(f"/?customer={CUSTOMER}&q=teapot&category=Nowhere")
+    expect(page.locator("#found-none p")).not_to_be_empty()
+    page.locator("#found-none").get_by_role("button", name="Clear the filters").click()
+    expect(page.locator("#found > .card")).to_have_count(24)
+    search(page, "xqzwvy")
+    expect(page.locator("#results-title")).to_have_text("Nothing found for “xqzwvy”")
+    expect(page.locator("#relaxed")).not_to_be_empty()
+    expect(page.locator("#found > .card").first).to_be_visible()  # what is bought most
+    page.route("**/v1/search", lambda route: refuse(route, 503, "No model is loaded yet."))
+    search(page, "red teapot")
+    expect(page.get_by_role("alert")).to_have_text("No model is loaded yet.")
+    expect(page.locator("#found > .card")).to_have_count(0)
+    page.unroute("**/v1/search")
+    page.get_by_role("button", name="Try again").click()
+    expect(page.locator("#found > .card")).to_have_count(24)
+    expect(page.get_by_role("alert")).to_be_hidden()
+    visit.complaints = [each for each in visit.complaints if "503" not in each]
 
 
 # -- everybody

@@ -12,6 +12,7 @@ import typer
 
 from recflow.cli.bench import bench_app
 from recflow.cli.common import JsonOption, day_option, load_settings, parse_day, print_json, print_table, say, usage
+from recflow.cli.search import search_app
 from recflow.errors import RecflowError
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ for name, group in {
     "models": models_app,
     "quarantine": quarantine_app,
     "keys": keys_app,
+    "search": search_app,
     "bench": bench_app,
     "features": features_app,
     "privacy": privacy_app,

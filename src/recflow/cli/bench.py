@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from recflow.cli.common import day_option, load_settings, parse_counts, parse_day, print_table
+from recflow.cli.common import day_option, load_settings, parse_counts, parse_day, print_table, say
 
 _Encoder = Literal["transformer", "gru", "lstm", "factors", "graph"]  # settings.NetworkName, which is slow to import
 
@@ -164,6 +164,34 @@ def bench_cold(
     figures = bench_cold(data, days, load_settings(), attributes=attributes, json_path=json)
     for name in ("figures", "leads", "full_list"):
         if figures[name]:
+            print_table(figures[name])
+
+
+@bench_app.command("search")
+def bench_search(
+    data: Annotated[Path, typer.Option(help="Folder of Online Retail's daily CSVs.")],
+    until: Annotated[date | None, day_option("Last day; the purchases of its week are held out.")] = None,
+    sizes: Annotated[str, typer.Option(help="Items of catalogues that are timed.")] = "4000,100000,1000000",
+    personal: Annotated[bool, typer.Option(help="Also train, and measure the order for a shopper.")] = True,
+    report: Annotated[Path | None, typer.Option(help="Also write the figures, and what was found, as JSON.")] = None,
+) -> None:
+    """Ask what shoppers type; print how good the answers are by kind of query, how fast, and how large the index is.
+
+    Days are taken in once and kept in bench/retail below the home, as `bench retail` does.
+    """
+    from recflow.bench.search import TABLES, bench_search
+
+    figures = bench_search(
+        data,
+        load_settings(),
+        until=until or date(2011, 11, 30),
+        sizes=parse_counts(sizes),
+        personal=personal,
+        json_path=report,
+    )
+    for name in TABLES:
+        if figures[name]:
+            say(name)
             print_table(figures[name])
 
 

@@ -41,6 +41,8 @@ export const similar = (body) => post("similar", body);
 export const alsoBought = (body) => post("also_bought", body);
 export const basket = (body) => post("basket", body);
 export const trending = (body) => post("trending", body);
+export const search = (body) => post("search", body);
+export const suggest = (body) => post("suggest", body);
 export const sendEvents = (events) => post("events", { events });
 export const profile = (userId) => ask("GET", `/v1/profile/${id(userId)}`);
 export const item = (itemId) => ask("GET", `/v1/items/${id(itemId)}`);

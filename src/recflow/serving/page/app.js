@@ -2,7 +2,8 @@
 
 import * as api from "./api.js";
 import { picture } from "./art.js";
-import { $, fill, line, make, money, nameOf, plural, said, shares, showCards } from "./parts.js";
+import { $, changesOf, fill, line, make, money, nameOf, plural, said, sayChanges, shares, showCards } from "./parts.js";
+import { searching } from "./search.js";
 
 const SHOWN = 12; // products on the home list
 // Customers of the Online Retail data; those that this shop doesn't know are left out.
@@ -15,12 +16,12 @@ const state = {
   ranks: new Map(), // item_id -> rank in the home list
   contributions: new Map(), // item_id -> what its score is made of
   names: new Map(), // item_id -> title, of all that was seen
-  cart: new Map(), // item_id -> {item, quantity}
+  cart: new Map(), // item_id -> {item, quantity, shown}: where it was put in from
   requestId: null, // of the home list
   asOf: 0, // the newest moment that the shop knows of, milliseconds since 1970
   version: null,
   loads: 0,
-  opened: null,
+  opened: null, // {item, shown}
 };
 
 function newSession() {
@@ -63,38 +64,24 @@ async function loadHome(because) {
   if (!answer || load !== state.loads) return; // a later answer is on its way
   showFacts(answer, performance.now() - started);
   remember(answer.items);
-  const changes = because ? changesOf(answer.items) : new Map();
+  const changes = because ? changesOf(state.ranks, answer.items) : new Map();
   state.ranks = new Map(answer.items.map((item) => [item.item_id, item.rank]));
   state.requestId = answer.request_id;
-  state.asOf = Date.parse(answer.as_of);
   const parts = answer.explanation?.contributions ?? [];
   state.contributions = new Map(answer.items.map((item, place) => [item.item_id, parts[place] ?? []]));
   $("home-note").textContent = noteOf(answer);
   $("changes").textContent = because ? sayChanges(because, changes) : "";
-  showCards($("home"), answer.items, changes, { open: openProduct, add: addToCart });
+  showCards($("home"), answer.items, changes, {
+    open: (item) => openProduct(item, { shown: shownAtHome(item), why: () => contributionsOf(item) }),
+    add: (item) => addToCart(item, shownAtHome(item)),
+  });
   showRules(answer.explanation?.rules ?? []);
-  const seen = answer.items.map((item) => eventOf("impression", item, { position: item.rank, request_id: answer.request_id }));
-  await orNothing(api.sendEvents(seen));
+  await report(answer.items, shownAtHome);
 }
 
-function changesOf(items) {
-  const changes = new Map();
-  for (const item of items) {
-    const before = state.ranks.get(item.item_id);
-    if (before === undefined) changes.set(item.item_id, "new");
-    else if (before > item.rank) changes.set(item.item_id, before - item.rank);
-  }
-  return changes;
-}
+const shownAtHome = ({ item_id: id }) => (state.ranks.has(id) ? { position: state.ranks.get(id), request_id: state.requestId } : {});
 
-function sayChanges(because, changes) {
-  const fresh = [...changes.values()].filter((change) => change === "new").length;
-  const up = changes.size - fresh;
-  const parts = [];
-  if (up) parts.push(`${plural(up, "product")} moved up`);
-  if (fresh) parts.push(`${plural(fresh, "is", "are")} new`);
-  return `${because}: ${parts.join(", ") || "the list stays as it is"}.`;
-}
+const report = (items, shown) => orNothing(api.sendEvents(items.map((item) => eventOf("impression", item, shown(item)))));
 
 function noteOf({ fallback }) {
   const who = state.customer ? `Customer ${state.customer}` : "A new visitor";
@@ -112,6 +99,7 @@ function showRules(rules) {
 
 function showFacts(answer, milliseconds) {
   state.version = answer.model_version;
+  state.asOf = Date.parse(answer.as_of);
   $("fact-version").textContent = answer.model_version;
   $("fact-request").textContent = answer.request_id.slice(0, 12);
   $("fact-request").title = answer.request_id;
@@ -134,7 +122,8 @@ async function loadTrending() {
 function showRail(list, answer, name) {
   const items = answer?.items ?? [];
   remember(items);
-  if (items.length) showCards(list, items, new Map(), { open: openProduct, add: addToCart });
+  const handlers = { open: (item) => openProduct(item), add: (item) => addToCart(item) };
+  if (items.length) showCards(list, items, new Map(), handlers);
   else fill(list, make("li", { className: "note" }, answer ? "Nothing to show." : `No answer for ${name}.`));
 }
 
@@ -197,14 +186,28 @@ function eventOf(type, item, more = {}) {
 // The next answer knows of it: the endpoint has the event on disk before it says so.
 async function happened(because, events) {
   if (!(await trying(() => api.sendEvents(events)))) return;
-  await Promise.all([loadHome(because), loadProfile()]);
+  await Promise.all([search.isOn() ? null : loadHome(because), loadProfile()]);
 }
+
+// -- search
+
+// What was found stays as it stands while the shopper looks at it; the home list is loaded when it is back.
+const loadShown = (because) => (search.isOn() ? search.again(because) : loadHome(because));
+
+const search = searching({
+  shopper, context, trying, orNothing, remember, report,
+  answered: showFacts, open: openProduct, add: addToCart,
+  turned: (isSearching) => {
+    if (!isSearching) loadHome();
+  },
+});
 
 // -- one product
 
-async function openProduct(item) {
-  state.opened = item;
-  const rank = state.ranks.get(item.item_id);
+// shown: the place and the request that it was shown by; why: what its score there is made of.
+async function openProduct(item, { shown = {}, why = () => null } = {}) {
+  const opened = { item, shown };
+  state.opened = opened;
   $("product-title").textContent = nameOf(item);
   $("product-price").textContent = money(item.price, item.currency);
   $("product-reason").textContent = said(item.reason?.text);
@@ -217,33 +220,37 @@ async function openProduct(item) {
   if (!$("product").open) $("product").showModal();
   $("product").scrollTop = 0;
   $("product-title").focus();
-  const shown = rank ? { position: rank, request_id: state.requestId } : {};
   const clicked = happened(`After the click on ${nameOf(item)}`, [eventOf("click", item, shown)]);
   const [facts, alike, together] = await Promise.all([
     orNothing(api.item(item.item_id)),
     orNothing(api.similar({ item_id: item.item_id, k: 8, placement: "product", context: context() })),
     orNothing(api.alsoBought({ item_id: item.item_id, k: 8, placement: "product", context: context() })),
-    showContributions(item),
+    Promise.resolve(why()).then((parts) => (state.opened === opened ? fill($("product-why"), parts) : null)),
     clicked,
   ]);
-  if (state.opened !== item) return;
-  if (facts) $("product-facts").textContent = factsOf(facts);
+  if (state.opened !== opened) return;
+  if (facts) showItemFacts(item, facts);
   showRail($("similar"), alike, "similar");
   showRail($("bought"), together, "also bought");
 }
 
-async function showContributions(item) {
+async function contributionsOf(item) {
   const parts = (state.contributions.get(item.item_id) ?? []).filter(({ weight }) => weight > 0).slice(0, 4);
   const unnamed = parts.map(({ item_id }) => item_id).filter((id) => id && !state.names.has(id));
   for (const facts of await Promise.all(unnamed.map((id) => orNothing(api.item(id))))) if (facts) remember([facts]);
-  if (state.opened !== item) return;
   const most = Math.max(...parts.map(({ weight }) => weight), 0);
   const rows = parts.map(({ item_id, weight }) => ({
     label: item_id ? nameOf({ item_id, title: state.names.get(item_id) }) : "Not from their history",
     share: weight / most,
     note: weight.toPrecision(2),
   }));
-  fill($("product-why"), shares("What its score is made of", rows));
+  return shares("What its score is made of", rows);
+}
+
+function showItemFacts(item, facts) {
+  if (item.price === null) Object.assign(item, { price: facts.price, currency: facts.currency }); // a suggestion has none
+  $("product-price").textContent = money(item.price, item.currency);
+  $("product-facts").textContent = factsOf(facts);
 }
 
 function factsOf(facts) {
@@ -254,13 +261,13 @@ function factsOf(facts) {
 
 // -- the cart
 
-async function addToCart(item) {
-  const entry = state.cart.get(item.item_id) ?? { item, quantity: 0 };
+async function addToCart(item, shown = {}) {
+  const entry = state.cart.get(item.item_id) ?? { item, quantity: 0, shown };
   entry.quantity += 1;
   state.cart.set(item.item_id, entry);
   showCart();
   $("product-status").textContent = `${nameOf(item)}: ${entry.quantity} in your cart.`;
-  const event = eventOf("add_to_cart", item, { quantity: 1 });
+  const event = eventOf("add_to_cart", item, { quantity: 1, ...shown });
   await Promise.all([happened(`With ${nameOf(item)} in the cart`, [event]), loadBasket()]);
 }
 
@@ -304,14 +311,14 @@ async function loadBasket() {
 
 async function buy() {
   const entries = [...state.cart.values()];
-  const events = entries.map(({ item, quantity }) =>
+  const events = entries.map(({ item, quantity, shown }) =>
     eventOf("purchase", item, {
-      quantity, ...(item.price !== null && item.currency ? { unit_price: item.price, currency: item.currency } : {}),
+      quantity, ...shown, ...(item.price !== null && item.currency ? { unit_price: item.price, currency: item.currency } : {}),
     }),
   );
   state.cart.clear();
   showCart();
-  $("home-title").focus();
+  $(search.isOn() ? "results-title" : "home-title").focus();
   await Promise.all([happened(`After buying ${plural(entries.length, "product")}`, events), loadBasket()]);
 }
 
@@ -330,10 +337,10 @@ async function shopAs(customer) {
   else url.searchParams.delete("customer");
   history.replaceState(null, "", url);
   fill($("home"));
-  await Promise.all([loadAll(), loadBasket()]);
+  await Promise.all([loadAll(search.isOn() ? `As ${customer || "a new visitor"}` : ""), loadBasket()]);
 }
 
-const loadAll = () => Promise.all([loadHome(), loadTrending(), loadProfile(), loadVersions()]);
+const loadAll = (because) => Promise.all([loadShown(because), loadTrending(), loadProfile(), loadVersions()]);
 
 async function loadPeople() {
   const found = await Promise.all(EXAMPLES.map((customer) => orNothing(api.profile(customer))));
@@ -373,7 +380,7 @@ async function switchVersion(event) {
     if (served?.model_version === wanted) break;
     await new Promise((resolve) => setTimeout(resolve, 200));
   }
-  await Promise.all([loadHome(`Served by version ${wanted}`), loadTrending(), loadProfile()]);
+  await Promise.all([loadShown(`Served by version ${wanted}`), loadTrending(), loadProfile()]);
 }
 
 // -- start
@@ -392,7 +399,7 @@ $("key-form").addEventListener("submit", async (event) => {
 });
 $("country").addEventListener("change", async () => {
   state.country = $("country").value;
-  await Promise.all([loadHome(state.country ? `Shopping in ${state.country}` : "In the customer's own country"), loadTrending(), loadBasket()]);
+  await Promise.all([loadShown(state.country ? `Shopping in ${state.country}` : "In the customer's own country"), loadTrending(), loadBasket()]);
 });
 $("diversity").addEventListener("input", () => {
   $("diversity-value").textContent = $("diversity").value;
@@ -405,9 +412,9 @@ $("product").addEventListener("click", (event) => {
 $("product").addEventListener("close", () => {
   state.opened = null;
   // What was clicked may have left the list.
-  if (document.activeElement === document.body) $("home-title").focus();
+  if (document.activeElement === document.body) $(search.isOn() ? "results-title" : "home-title").focus();
 });
-$("product-add").addEventListener("click", () => addToCart(state.opened));
+$("product-add").addEventListener("click", () => addToCart(state.opened.item, state.opened.shown));
 $("buy").addEventListener("click", buy);
 $("switch").addEventListener("submit", switchVersion);
 

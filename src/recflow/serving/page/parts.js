@@ -19,10 +19,28 @@ export function fill(element, ...children) {
   element.replaceChildren(...children.filter(Boolean));
 }
 
-// Shops shout their titles; a page needn't.
+// Shops shout their titles; a page needn't. One letter stays one, so that marks stay where they are.
+function quietly(title) {
+  const letters = [...title];
+  if (title !== title.toUpperCase()) return letters;
+  return letters.map((letter, place) => (place && [...letter.toLowerCase()].length === 1 ? letter.toLowerCase() : letter));
+}
+
 export function nameOf({ title, item_id }) {
-  if (!title) return item_id;
-  return title === title.toUpperCase() ? title[0] + title.slice(1).toLowerCase() : title;
+  return title ? quietly(title).join("") : item_id;
+}
+
+// What was found in a title: nodes, marked at [start, end) of its Unicode characters, as the endpoint counts them.
+export function markedName({ title, item_id, highlights }) {
+  if (!title) return [item_id];
+  const letters = quietly(title);
+  const nodes = [];
+  let at = 0;
+  for (const [start, end] of highlights ?? []) {
+    nodes.push(letters.slice(at, start).join(""), make("mark", {}, letters.slice(start, end).join("")));
+    at = end;
+  }
+  return [...nodes, letters.slice(at).join("")];
 }
 
 export function money(price, currency) {
@@ -35,9 +53,10 @@ export function plural(count, one, many = `${one}s`) {
   return `${count.toLocaleString("en-GB")} ${count === 1 ? one : many}`;
 }
 
-// Reasons quote titles as the catalogue has them.
+// Reasons quote titles, and words of them, as the catalogue has them.
 export function said(text) {
-  return (text || "").replace(/\b[A-Z0-9][A-Z0-9 ,.'&/+-]*[A-Z][A-Z0-9 ,.'&/+-]*[A-Z0-9]\b/g, (words) =>
+  const quiet = (text || "").replace(/"[^"a-z]+"/g, (words) => words.toLowerCase());
+  return quiet.replace(/\b[A-Z0-9][A-Z0-9 ,.'&/+-]*[A-Z][A-Z0-9 ,.'&/+-]*[A-Z0-9]\b/g, (words) =>
     words.includes(" ") ? words[0] + words.slice(1).toLowerCase() : words,
   );
 }
@@ -45,7 +64,7 @@ export function said(text) {
 // -- lists of products
 
 export function card(item, { open, add }) {
-  const title = make("button", { className: "card-title", type: "button", onclick: (event) => open(item, event) });
+  const title = make("button", { className: "card-title", type: "button", onclick: () => open(item) });
   const reason = make("p", { className: "reason" });
   const price = make("span", { className: "price" });
   const move = make("span", { className: "move" });
@@ -55,7 +74,7 @@ export function card(item, { open, add }) {
   element.dataset.item = item.item_id;
   element.update = (next, change) => {
     item = next;
-    title.textContent = nameOf(item);
+    title.replaceChildren(...markedName(item));
     reason.textContent = said(item.reason?.text);
     reason.dataset.kind = item.reason?.kind ?? "";
     price.textContent = money(item.price, item.currency);
@@ -74,6 +93,26 @@ function badge(change) {
     return [make("span", { className: "tag" }, make("span", { ariaHidden: "true" }, `▲ ${change}`), text)];
   }
   return [];
+}
+
+// Ranks before -> of each item that is new or stands higher now: "new", or by how many places.
+export function changesOf(ranks, items) {
+  const changes = new Map();
+  for (const item of items) {
+    const before = ranks.get(item.item_id);
+    if (before === undefined) changes.set(item.item_id, "new");
+    else if (before > item.rank) changes.set(item.item_id, before - item.rank);
+  }
+  return changes;
+}
+
+export function sayChanges(because, changes) {
+  const fresh = [...changes.values()].filter((change) => change === "new").length;
+  const up = changes.size - fresh;
+  const parts = [];
+  if (up) parts.push(`${plural(up, "product")} moved up`);
+  if (fresh) parts.push(`${plural(fresh, "is", "are")} new`);
+  return `${because}: ${parts.join(", ") || "the list stays as it is"}.`;
 }
 
 // Nodes are kept by item, so that focus stays and what moves can be seen moving.
@@ -98,7 +137,7 @@ export function showCards(list, items, changes, handlers) {
 }
 
 export function line(item, { open, note, action }) {
-  const title = make("button", { className: "line-title", type: "button", onclick: (event) => open(item, event) }, nameOf(item));
+  const title = make("button", { className: "line-title", type: "button", onclick: () => open(item) }, nameOf(item));
   const text = make("div", { className: "line-text" }, title, make("p", { className: "reason" }, note));
   return make("li", { className: "line" }, picture(item.item_id, item.title), text, action);
 }
