@@ -215,6 +215,12 @@ def test_vectors_of_another_processors_arithmetic_are_taken(saved: Path) -> None
     load_index(saved, VECTORS + noise, exact_below=0)
 
 
+def test_a_number_that_the_quantizer_cut_off_makes_no_other_vectors(saved: Path) -> None:
+    vectors = VECTORS.copy()
+    vectors[:: len(vectors) // 16, 3] += 0.1 * np.ptp(VECTORS[:, 3])  # of those that are compared
+    load_index(saved, vectors, exact_below=0)
+
+
 @pytest.mark.parametrize("vectors", [VECTORS[::-1].copy(), VECTORS[:-1], VECTORS[:, :-1], VECTORS + 1])
 def test_other_vectors_are_refused(saved: Path, vectors: np.ndarray) -> None:
     with pytest.raises(BundleInvalid, match="Publish the model again"):
