@@ -241,3 +241,14 @@ def may_be_shown(case: Any, request: RecommendRequest) -> set[str]:
         )
 
     return {row["item_id"] for row in case.shop.bundle.items.to_pylist() if is_allowed(row)}
+
+
+@pytest.mark.parametrize(("n_scored", "lowest"), [(9, 5.0), (4, -np.inf)])  # a pool of five is full, or isn't
+def test_a_diverse_list_leans_on_all_that_a_full_pool_would_hold(n_scored: int, lowest: float) -> None:
+    scores = np.arange(9, 9 - n_scored, -1, dtype=np.float32)
+    growing = slate.GrowingSlate(
+        scores, np.full(n_scored, -1, np.int32), np.eye(9, dtype=np.float32),
+        k=3, pins={}, tired=[], cap=None, diversity=0.5,
+    )  # fmt: skip
+    growing.grow()
+    assert growing.lowest == lowest

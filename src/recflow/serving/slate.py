@@ -106,7 +106,8 @@ class GrowingSlate:
             added = len(self._items)
             if self._diversity:
                 self._add_diverse(pool, relevance, is_capped=is_capped)
-                self.lowest = min(self.lowest, float(relevance[-1]))
+                # What is behind a pool that isn't full would have been in it.
+                self.lowest = min(self.lowest, float(relevance[-1]) if len(pool) == self._pool_size else -np.inf)
             else:
                 self._add_best(pool, is_capped=is_capped)
                 self.lowest = min(self.lowest, float(left[self._items[-1]]))
