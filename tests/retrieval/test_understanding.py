@@ -273,3 +273,42 @@ def test_ten_thousand_characters_cost_no_more_than_a_query(asked, query):
     before = time.process_time()
     asked(query)
     assert time.process_time() - before < 0.05
+
+
+@pytest.mark.parametrize(
+    "query",
+    ["keep my drinks warm", "drink tea in the garden", "something to keep coffee warm", "how we keep drinks warm"],
+)
+def test_a_sentence_is_a_need_whatever_titles_say(asked, query):
+    terms = asked(query).terms
+    assert terms[-1].alternatives[0].why == "related"
+    assert terms[-1].weight == 1.0
+    assert max(term.weight for term in terms[:-1]) <= 0.4
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "mug for my boss",
+        "i need a red mug",
+        "keep calm bottle",
+        "wrapping paper for her",
+        "drawing pencils for our kids",
+    ],
+)
+def test_a_noun_phrase_keeps_its_head_whoever_is_in_it(asked, query):
+    assert max(term.weight for term in asked(query).terms if term.alternatives[0].why == "typed") == 1.0
+
+
+def test_what_is_done_with_a_thing_finds_what_titles_have_for_it(words):
+    vocabulary = Vocabulary.build(["UMBRELLA RED", "UMBRELLA STAND METAL", "BOX OF STARS", "RED STAR"], language="en")
+    terms = understand("somewhere to put my umbrella", vocabulary, words).terms
+    assert [alternative.words for alternative in terms[-1].alternatives] == [("umbrella", "stand")]
+    assert terms[-1].weight == 1.0
+    assert "related" not in {term.alternatives[0].why for term in understand("red umbrella", vocabulary, words).terms}
+
+
+def test_of_a_need_that_no_line_knows_the_content_is_compared(asked):
+    understood = asked("how to keep my owls")
+    assert understood.meaning == "owls"
+    assert {term.text: term.weight for term in understood.terms}["owls"] == 1.0

@@ -7,7 +7,7 @@ with weight 1; one that it hasn't stands only where nothing else was found.
 Each typed word is read (`reading`), then words that belong together are taken as one ("tea pot", "hot water bottle",
 "a present for"), then each of these gets its alternatives, and at last its weight (`weighing`): what names the thing
 says more than what describes it, and "something for my" says little. A wish ("keep drinks warm") gets a term besides
-for what shops sell for it.
+for what shops sell for it (`needs`).
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,9 +15,10 @@ from dataclasses import dataclass, replace
 
 from recflow.retrieval.analysis import Token, clean
 from recflow.retrieval.languages import SAME, Words
+from recflow.retrieval.needs import doing, wished
 from recflow.retrieval.reading import Reader, Reading, Why
 from recflow.retrieval.vocabulary import Vocabulary
-from recflow.retrieval.weighing import LIGHT, Part, weighed, wished
+from recflow.retrieval.weighing import LIGHT, Part, weighed
 
 MOST_ALTERNATIVES = 12  # of a term
 
@@ -118,6 +119,7 @@ class _Query:
     def understood(self) -> Understood:
         """Return the query understood."""
         readings = self.reader.readings()
+        verb, is_need = self._doing(readings)
         terms: list[Term] = []
         parts: list[Part] = []
         meant: list[str] = []
@@ -125,11 +127,14 @@ class _Query:
         for group in self._grouped(readings):
             found = self._meant(group)
             terms += found.terms
-            parts += [self._part(group, term) for term in found.terms]
+            parts += [self._part(group, term, verb) for term in found.terms]
             meant += found.words
             notes += found.notes
-        weights = weighed(parts, self.languages[0])
-        things, is_wish = wished(parts, self.vocabulary, self.words)
+        weights = weighed(parts, self.languages[0], is_need=is_need)
+        things, is_wish = wished(parts, self.vocabulary, self.words, is_need=is_need)
+        if is_need and not things:
+            says = [word for part in parts if not part.is_light and not part.is_doing for word in part.phrase]
+            meant = says or meant  # "to", "my" and "keep" would move the text vector
         if things:
             terms.append(self._term(readings[0].token, readings[-1].token, self._related(things)))
             weights = [0.4 * weight if is_wish else weight for weight in weights] + [1.0 if is_wish else 0.5]
@@ -143,6 +148,13 @@ class _Query:
             " ".join(meant) or self.text,
             tuple(dict.fromkeys(notes)),
         )
+
+    def _doing(self, readings: Sequence[Reading]) -> tuple[str | None, bool]:
+        """Return the verb that a need begins with, if any, and whether the query is a need."""
+        if not self.own == self.languages[0] == "en":
+            return None, False
+        verb = doing([word for reading in readings for word in reading.words], self.vocabulary)
+        return verb or None, verb is not None
 
     def _grouped(self, readings: Sequence[Reading]) -> Iterator[_Group]:
         """Yield readings that are one thing, from left to right, as many as can be taken together."""
@@ -286,14 +298,15 @@ class _Query:
             for rank, thing in enumerate(things[:MOST_ALTERNATIVES])
         ]
 
-    def _part(self, group: _Group, term: Term) -> Part:
+    def _part(self, group: _Group, term: Term, verb: str | None) -> Part:
         phrase = group.phrase if group.kind != "light" else (self._token(term),)
         light = self.words.light_weight(group.phrase, group.language)
         if group.language != self.own and group.kind != "light":
             phrase = term.alternatives[0].words
             light = self.words.light.get(" ".join(phrase))
         is_own = group.language == self.own
-        return Part(phrase, group.kind == "light", light, is_own, term.items, not is_own or self._is_named(phrase))
+        is_named = not is_own or self._is_named(phrase)
+        return Part(phrase, group.kind == "light", light, is_own, term.items, is_named, is_doing=phrase == (verb,))
 
     def _is_named(self, phrase: tuple[str, ...]) -> bool:
         """Say whether titles have a phrase or the same thing by another name."""

@@ -8,20 +8,17 @@ colours and numbers less still, and function words next to nothing.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from recflow.retrieval.analysis import stem
-from recflow.retrieval.languages import ALIKE, Wish, Words
-from recflow.retrieval.vocabulary import Vocabulary
-
 LIGHT = 0.3  # weight below which words name nothing
 
 _BESIDE_HEAD = 0.7  # weight of a word that describes the thing
 _LIKE_IT = 0.6  # weight of a word that finds only what is like it, beside one that finds itself
 _NUMBER = 0.45
+_DOING = 0.3  # weight of the verb that a need begins with: "decorate a cake"
 _GIFT_FOR = 0.15
 _GIFTS = {("gift",), ("present",)}
 _UNITS = frozenset({"set", "pack", "piece", "box", "pair", "cm", "mm", "m", "inch", "ml", "l", "cl", "g", "kg", "oz"})
 _HEAD_FIRST = frozenset({"fr", "es", "it", "pt", "ro", "ca"})
-_AFTER_HEAD = frozenset({
+AFTER_HEAD = frozenset({
     "for", "with", "of", "in", "from", "without", "on", "to", "at", "by", "that", "which", "who",
     "mit", "ohne", "fur", "aus", "von", "zum", "zur", "met", "voor", "van", "zonder",
 })  # fmt: skip
@@ -37,12 +34,16 @@ class Part:
     is_own: bool  # of the catalogue's language
     items: int  # that have it, in some reading
     is_named: bool  # titles have it, or the same thing by another name; not only something like it
+    is_doing: bool = False  # the verb that a need begins with
 
 
-def weighed(parts: Sequence[Part], language: str) -> list[float]:
-    """Return the weight of each part, 1 for what names the thing; equal ones where no part names anything."""
+def weighed(parts: Sequence[Part], language: str, *, is_need: bool = False) -> list[float]:
+    """Return the weight of each part, 1 for what names the thing; equal ones where no part names anything.
+
+    In a sentence ("nap between two trees") none does: any of its words may be what matters.
+    """
     weights = _alone(parts)
-    head = _head(parts, language)
+    head = None if is_need else head_of(parts, language)
     if head is None:
         top = max(weights, default=1.0)
         return [min(1.0, weight / top) for weight in weights]
@@ -58,6 +59,8 @@ def _alone(parts: Sequence[Part]) -> list[float]:
     for at, part in enumerate(parts):
         if part.is_light:
             weights.append(part.light or 0.1)
+        elif part.is_doing:
+            weights.append(min(_DOING, part.light or _DOING))
         elif part.phrase in _GIFTS and _is_gift_for(parts, at):
             weights.append(_GIFT_FOR)
         elif _is_number(part) or (part.phrase[-1] in _UNITS and _is_near_number(parts, at)):
@@ -78,7 +81,7 @@ def _is_gift_for(parts: Sequence[Part], at: int) -> bool:
     return (before and all(after)) or (len(after) > 1 and after[0] and not all(after))
 
 
-def _head(parts: Sequence[Part], language: str) -> Part | None:
+def head_of(parts: Sequence[Part], language: str) -> Part | None:
     """Return what names the thing, None where nothing does."""
     naming = [at for at, weight in enumerate(_alone(parts)) if weight == 1.0]
     if not naming:
@@ -98,72 +101,8 @@ def _is_near_number(parts: Sequence[Part], at: int) -> bool:
 def _last_before_preposition(parts: Sequence[Part], naming: Sequence[int]) -> int:
     last = naming[0]
     for at in range(naming[0], len(parts)):
-        if parts[at].is_light and parts[at].phrase[0] in _AFTER_HEAD:
+        if parts[at].is_light and parts[at].phrase[0] in AFTER_HEAD:
             return last
         if at in naming:
             last = at
     return last
-
-
-def wished(parts: Sequence[Part], vocabulary: Vocabulary, words: Words) -> tuple[list[tuple[str, ...]], bool]:
-    """Return what shops sell for a wish, most typical first, and whether the query is one rather than a thing's name.
-
-    Several words call for things together. One word does so alone where it is all that the query names, or where no
-    title has it.
-    """
-    typed, stems = _stems(parts, words)
-    head = _head(parts, words.language)
-    naming = [part for part in parts if not part.is_light]
-    used: set[str] = set()
-    things: list[tuple[str, ...]] = []
-    is_wish = False
-    wishes = {wish for word in stems for wish in words.related.get(word, ()) if wish.stems <= stems.keys()}
-    for wish in sorted(wishes, key=lambda wish: (-len(wish.stems), len(wish.stems - typed), sorted(wish.stems))):
-        own = [stems[word] for word in wish.stems]
-        if wish.stems & used or not all(_is_within(part, wish, words, vocabulary) for part in own):
-            continue
-        if len(own) > 1 and _is_name(own, parts, vocabulary):
-            continue
-        if len(own) == 1 and (not wish.stems <= typed or (own[0].is_named and any(part not in own for part in naming))):
-            continue
-        used |= wish.stems
-        is_wish |= _leads(own, head, parts)
-        things += [thing for thing in wish.things if vocabulary.has(thing) and thing not in things]
-    return things, is_wish
-
-
-def _leads(own: Sequence[Part], head: Part | None, parts: Sequence[Part]) -> bool:
-    """Say whether a wish counts for more than the words as typed: where they don't name a thing that is sold."""
-    if head is None or head in own or not head.items:
-        return len(own) > 1 or not own[0].is_named or any(part.is_light for part in parts)
-    # "weigh flour and sugar": no title says what is to be done with the sugar
-    return len(own) > 1 and any(not part.items for part in own if parts.index(part) < parts.index(head))
-
-
-def _is_within(part: Part, wish: Wish, words: Words, vocabulary: Vocabulary) -> bool:
-    """Say whether all of a part calls for it and it is no thing: "lunch box" is no "lunch for school"."""
-    is_all = {stem(word, words.language) for word in part.phrase} <= wish.stems
-    return len(part.phrase) == 1 or (is_all and not vocabulary.has(part.phrase))
-
-
-def _stems(parts: Sequence[Part], words: Words) -> tuple[set[str], dict[str, Part]]:
-    """Return the stems of a query's words, and these and those of other words for them with the part of each."""
-    own: dict[str, Part] = {}
-    others: dict[str, Part] = {}
-    for part in parts:
-        if part.is_light and (not part.is_own or part.phrase[0] in _AFTER_HEAD):
-            continue
-        own |= {stem(word, words.language): part for word in part.phrase}
-        if len(part.phrase) == 1:
-            for meaning in words.synonyms.get(words.key(part.phrase, words.language), ()):
-                if meaning.weight >= ALIKE and len(meaning.words) == 1:
-                    others[stem(meaning.words[0], words.language)] = part
-    return set(own), others | own
-
-
-def _is_name(own: Sequence[Part], parts: Sequence[Part], vocabulary: Vocabulary) -> bool:
-    """Say whether a wish's words are all of the query and stand side by side in titles: then they name a thing."""
-    if len({id(part) for part in own}) < sum(not part.is_light for part in parts):
-        return False
-    phrase = [word for part in parts if not part.is_light for word in part.phrase]
-    return len(phrase) > 1 and vocabulary.stand_together(phrase)
