@@ -36,7 +36,7 @@ from recflow.settings import Settings, load_settings
 from tests.serving.searched_shop import Shop, ids, make_shop, shops
 
 _ANYTHING = hypothesis_settings(
-    deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], max_examples=60
+    deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], max_examples=150
 )
 
 

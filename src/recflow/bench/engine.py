@@ -1,7 +1,6 @@
 """The endpoint's engine over a made-up shop: one request at a time on one thread, from what is stored to the answer."""
 
 import dataclasses
-import gc
 import resource
 import time
 from itertools import islice
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from recflow.bench.made_up import item_ids, shoppers, write_bundle
+from recflow.bench.timed import timed
 from recflow.retrieval.dense import RECALL_AT, ListIndex
 from recflow.serving.answers import ItemsAnswer
 from recflow.serving.bundle import Bundle, load_bundle
@@ -22,6 +22,7 @@ from recflow.settings import Settings, load_settings
 
 _K = 20
 _TIMED = 1000  # answers
+_WARM = 10  # before them
 _COMPARED = 100  # others, with exact ones: what they have in common deviates by 0.001
 
 
@@ -47,7 +48,7 @@ def measure(scratch: Path) -> dict[str, Any]:
     recommender = Recommender(bundle, settings, version="1", event_log=EventLog(settings))
     loaded = time.process_time() - began
     people = [Stored(user, bundle.until) for user in islice(shoppers(len(bundle.item_ids), seed=2), _TIMED + _COMPARED)]
-    times = _times(recommender, people[:_TIMED])
+    times = timed(lambda person: _answer(recommender, person, _K), people[:_TIMED], warm=people[:_WARM])
     memory = {
         "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
         "process_mb": _memory_mb("Rss"),
@@ -79,25 +80,6 @@ def _answer(recommender: Recommender, person: Stored, k: int) -> ItemsAnswer:
     request = RecommendRequest(user_id="somebody", k=k)
     ranked = recommender.rank(recommender.shoppers([request], [person]))
     return recommender.answer([request], ranked, allowed=[None])[0]
-
-
-def _times(recommender: Recommender, people: list[Stored]) -> dict[str, float]:
-    for person in people[:10]:
-        _answer(recommender, person, _K)
-    gc.collect()
-    gc.freeze()  # as the endpoint does when it has loaded a version
-    wall, cpu = np.empty(len(people)), np.empty(len(people))
-    for row, person in enumerate(people):
-        started, worked = time.perf_counter(), time.thread_time()
-        _answer(recommender, person, _K)
-        wall[row], cpu[row] = time.perf_counter() - started, time.thread_time() - worked
-    figures = {
-        "p50_ms": np.percentile(wall, 50),
-        "p99_ms": np.percentile(wall, 99),
-        "p50_cpu_ms": np.percentile(cpu, 50),
-        "p99_cpu_ms": np.percentile(cpu, 99),
-    }
-    return {name: round(float(seconds) * 1000, 2) for name, seconds in figures.items()}
 
 
 def _share(recommender: Recommender, whole: Recommender, person: Stored) -> float:

@@ -8,7 +8,6 @@ what the endpoint adds is measured by `bench serve`.
 Letters: V items, T numbers of a text's vector.
 """
 
-import gc
 import tempfile
 import time
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from recflow.bench.alone import alone
+from recflow.bench.timed import timed
 from recflow.console import log
 from recflow.schema import ITEMS
 from recflow.settings import Settings
@@ -78,7 +78,8 @@ def _measure(titles: list[str], queries: list[str], settings: Settings, size: in
         engine = engine.saved_and_loaded(Path(folder), items, vectors)
         built = time.process_time() - began
         index_mb = sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file()) / 1e6
-        times = _times(engine, queries)
+        asked = [queries[at % len(queries)] for at in range(_WARM + _TIMED)]
+        times = timed(lambda text: engine.find(text, limit=_FOUND), asked[_WARM:], warm=asked[:_WARM])
     return {
         "items": size,
         **times,
@@ -114,24 +115,3 @@ def _items(titles: list[str]) -> pa.Table:
 def _vectors(encoder: Any, titles: pa.ChunkedArray) -> NDArray[np.float32]:  # (V, T)
     parts = [encoder.vectors(titles[at : at + _AT_ONCE].to_pylist()) for at in range(0, len(titles), _AT_ONCE)]
     return np.concatenate(parts)
-
-
-def _times(engine: Any, queries: list[str]) -> dict[str, float]:
-    asked = [queries[at % len(queries)] for at in range(_WARM + _TIMED)]
-    for text in asked[:_WARM]:
-        engine.find(text, limit=_FOUND)
-    gc.collect()
-    gc.freeze()  # as the endpoint does when it has loaded a version
-    wall, cpu = np.empty(_TIMED), np.empty(_TIMED)
-    for row, text in enumerate(asked[_WARM:]):
-        started, worked = time.perf_counter(), time.thread_time()
-        engine.find(text, limit=_FOUND)
-        wall[row], cpu[row] = time.perf_counter() - started, time.thread_time() - worked
-    figures = {
-        "p50_ms": np.percentile(wall, 50),
-        "p99_ms": np.percentile(wall, 99),
-        "p50_cpu_ms": np.percentile(cpu, 50),
-        "p99_cpu_ms": np.percentile(cpu, 99),
-        "max_cpu_ms": cpu.max(),
-    }
-    return {name: round(float(seconds) * 1000, 2) for name, seconds in figures.items()}

@@ -15,8 +15,10 @@ from recflow.serving.http.gateway import Gateway
 from recflow.serving.http.problems import Problem
 from recflow.serving.http.routes import Call, Route
 from recflow.serving.http.shop import Registry, Shop
+from recflow.serving.http.table import table
 from recflow.serving.requests import BatchRequest, Strict
 from recflow.settings import Settings, load_settings
+from tests.serving.conftest import Built
 
 URL = "http://127.0.0.1:3000"
 
@@ -165,3 +167,22 @@ def problem(answer: httpx.Response, status: int) -> dict[str, Any]:
         assert error.keys() == {"path", "message"}
         assert (error["path"] + error["message"]).isascii()
     return content
+
+
+Worker = Callable[..., Door]
+
+
+@pytest.fixture
+def worker(open_door: Callable[..., Door], built: Built, settings: Settings) -> Worker:
+    """Return what opens a worker of one home, which answers from the handmade shop."""
+
+    def opened(**serving: Any) -> Door:
+        door = open_door(settings.home, table(), **serving)
+        swap(door, built)
+        return door
+
+    return opened
+
+
+def swap(door: Door, built: Built) -> None:
+    door.shop.slot.current = door.shop._recommender(built.bundle, "7")

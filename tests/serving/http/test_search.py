@@ -13,26 +13,9 @@ from recflow.serving.http.table import table
 from recflow.serving.search.finder import Finder
 from recflow.settings import Settings, load_settings
 from tests.serving.conftest import Built
-from tests.serving.http.conftest import Door, problem
+from tests.serving.http.conftest import Door, Worker, problem, swap
 
-Worker = Callable[..., Door]
 MUGS = {"P00", "P04", "P08", "P12", "P16", "P20"}
-
-
-@pytest.fixture
-def worker(open_door: Callable[..., Door], built: Built, settings: Settings) -> Worker:
-    """Return what opens a worker of one home, which answers from the handmade shop."""
-
-    def opened(**serving: Any) -> Door:
-        door = open_door(settings.home, table(), **serving)
-        swap(door, built)
-        return door
-
-    return opened
-
-
-def swap(door: Door, built: Built) -> None:
-    door.shop.slot.current = door.shop._recommender(built.bundle, "7")
 
 
 def found(door: Door, query: str, **asked: Any) -> list[str]:

@@ -1,35 +1,15 @@
 """Stock over the API: out of the lists in the worker that was told, and in the others with their next look."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from recflow.serving import stock as module
-from recflow.serving.http.table import table
 from recflow.serving.recommend import Recommender
 from recflow.settings import Settings
 from tests.serving.conftest import Built
-from tests.serving.http.conftest import Door, problem
-
-Worker = Callable[..., Door]
-
-
-@pytest.fixture
-def worker(open_door: Callable[..., Door], built: Built, settings: Settings) -> Worker:
-    """Return what opens a worker of one home, which answers from the handmade shop."""
-
-    def opened(**serving: Any) -> Door:
-        door = open_door(settings.home, table(), **serving)
-        swap(door, built)
-        return door
-
-    return opened
-
-
-def swap(door: Door, built: Built) -> None:
-    door.shop.slot.current = door.shop._recommender(built.bundle, "7")
+from tests.serving.http.conftest import Door, Worker, problem, swap
 
 
 def put(door: Door, **in_stock: bool) -> Any:
